@@ -11,20 +11,11 @@ use std::time::{Duration, Instant};
 
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use keybearer::clock::Clock;
-use keybearer::config;
-use keybearer::model::connection::Connection;
-use keybearer::model::origin::{Authority, Origin, Scheme};
-use keybearer::model::token::{AccessToken, RefreshToken, TokenSet};
-use keybearer::oauth::TokenRequestContext;
-use keybearer::proxy::inject;
-use keybearer::router::{Callers, Label, Router};
-use keybearer::store::MemoryStore;
-use keybearer::tasks::Tasks;
-use keybearer::telemetry::audit::Audit;
-use keybearer::telemetry::events::Events;
-use keybearer::telemetry::metrics::Metrics;
-use keybearer::token::{Revocation, RevocationFuture, TokenCache, TokenFuture, TokenSource};
+use keybearer::bench::{
+    AccessToken, Audit, Authority, Callers, Clock, Connection, Events, Label, MemoryStore, Metrics, Origin,
+    RefreshToken, Revocation, RevocationFuture, Router, Scheme, Tasks, TokenCache, TokenFuture, TokenRequestContext,
+    TokenSet, TokenSource, inject, load_text,
+};
 
 const ROUNDS: usize = 9;
 const SLICE: u32 = 200_000;
@@ -106,7 +97,7 @@ fn compare(routes: usize) {
         ("slot and inject", &|| {
             let token = slot.fresh(clock.now()).expect("a token");
             let mut path = PathAndQuery::from_static("/v1/x");
-            let injected = inject::inject(&mut headers.borrow_mut(), &mut path, black_box(&target), rule, &token);
+            let injected = inject(&mut headers.borrow_mut(), &mut path, black_box(&target), rule, &token);
             assert!(black_box(injected).is_ok());
         }),
     ];
@@ -137,5 +128,5 @@ fn connections(count: usize) -> Vec<Arc<Connection>> {
             "- {{name: c{index}, client_id: a, token_url: \"https://as.test/token\", routes: [{{host: h{index}.test}}]}}\n"
         );
     }
-    config::load_text(&text, std::path::Path::new("bench.yaml")).expect("a configuration").model.connections
+    load_text(&text, std::path::Path::new("bench.yaml")).expect("a configuration").model.connections
 }

@@ -11,15 +11,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use keybearer::clock::Clock;
-use keybearer::model::connection::{Identity, OriginSet};
-use keybearer::model::secret::SealKey;
-use keybearer::model::token::{AccessToken, RefreshToken, Subject, TokenKey};
-use keybearer::model::{Name, RedisAt, RedisKind, RedisSettings};
-use keybearer::store::{
-    EmbeddedStore, Keyring, RedisStore, Refresh, SecretsInUse, StoreError, StoredToken, TokenStore as _,
+use keybearer::bench::{
+    AccessToken, Clock, EmbeddedStore, Identity, Keyring, Name, OriginSet, RedisAt, RedisKind, RedisSettings,
+    RedisStore, Refresh, RefreshToken, SealKey, SecretsInUse, StoreError, StoredToken, Subject, Tasks, TokenKey,
+    TokenStore as _,
 };
-use keybearer::tasks::Tasks;
 use rustix::fs::{Advice, fadvise};
 
 const BATCH: usize = 5_000;
@@ -40,11 +36,11 @@ fn main() {
     let sizes: &[usize] =
         if has_flag("--full") { &[1_000, 10_000, 100_000, 1_000_000] } else { &[1_000, 10_000, 100_000] };
     if !has_flag("--redis") {
-        let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("the store works")).collect();
+        let all: Vec<_> = sizes.iter().map(|subjects| measure(*subjects).expect("the store call succeeds")).collect();
         print_table("file, MiB", &all);
         println!();
     }
-    let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("the store works")).collect();
+    let all: Vec<_> = sizes.iter().map(|subjects| measure_redis(*subjects).expect("the store call succeeds")).collect();
     print_table("Redis's memory, MiB", &all);
 }
 
@@ -132,14 +128,14 @@ fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
         lease.release(true).await;
         saved
     };
-    let alone: Vec<f64> = (0..SAVES)
+    let single: Vec<f64> = (0..SAVES)
         .map(|_| {
             let number = random.usize(..subjects);
             let (took, saved) = timed(|| runtime.block_on(save(number)));
             saved.map(|()| took)
         })
         .collect::<Result<_, _>>()?;
-    values.push(("lease, save, release, alone: p50", quantile(alone, 0.5)));
+    values.push(("lease, save, release, single: p50", quantile(single, 0.5)));
     let together: Vec<f64> = (0..SAVES / 5)
         .map(|_| {
             let first = random.usize(..subjects - CONCURRENT_SAVES);
@@ -147,7 +143,7 @@ fn measure_redis(subjects: usize) -> Result<Figures, StoreError> {
             saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / CONCURRENT_SAVES as f64)
         })
         .collect::<Result<_, _>>()?;
-    values.push(("lease, save, release, 64 at once: each", quantile(together, 0.5)));
+    values.push(("lease, save, release, 64 concurrent: each", quantile(together, 0.5)));
     Ok(Figures { subjects, file, values })
 }
 
@@ -195,14 +191,14 @@ fn measure(subjects: usize) -> Result<Figures, StoreError> {
         let lease = store.lease(&key, Duration::from_secs(10), Duration::from_secs(10)).await?;
         store.save(&key, token(number), &*lease).await.map(|_| ())
     };
-    let alone: Vec<_> = (0..SAVES)
+    let single: Vec<_> = (0..SAVES)
         .map(|_| {
             let number = random.usize(..subjects);
             let (took, saved) = timed(|| runtime.block_on(save(number)));
             saved.map(|()| took)
         })
         .collect::<Result<_, _>>()?;
-    values.push(("save, durable, alone: p50", quantile(alone, 0.5)));
+    values.push(("save, durable, single: p50", quantile(single, 0.5)));
     let together: Vec<_> = (0..SAVES / 5)
         .map(|_| {
             let first = random.usize(..subjects - CONCURRENT_SAVES);
@@ -210,7 +206,7 @@ fn measure(subjects: usize) -> Result<Figures, StoreError> {
             saved.into_iter().collect::<Result<Vec<()>, _>>().map(|_| took / CONCURRENT_SAVES as f64)
         })
         .collect::<Result<_, _>>()?;
-    values.push(("save, durable, 64 at once: each", quantile(together, 0.5)));
+    values.push(("save, durable, 64 concurrent: each", quantile(together, 0.5)));
     Ok(Figures { subjects, file, values })
 }
 

@@ -1,7 +1,8 @@
-//! Listeners of the control plane: health, metrics, the API and the pages for consent.
+//! Listeners of the control plane: health, metrics, the API and the consent pages.
 //!
 //! Invariants: these listeners keep serving while the proxy drains, so that `/readyz` can report it; a connection has a
-//! timeout for each request head, and the number of connections is bounded; the API shows nothing without a user's token.
+//! timeout for each request head, and the number of connections is bounded; the API shows nothing without a user's
+//! token.
 //! Not here: the data plane; the reload itself (`reload`, requested through a channel).
 //! Metrics: `keybearer_tokens`, computed at each scrape.
 
@@ -64,17 +65,17 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Outcome of a requested reload.
 #[derive(Debug)]
 pub enum ReloadOutcome {
-    /// In force; changes to the named keys need a restart.
+    /// Applied; changes to the named keys need a restart.
     Applied {
         restart_required: Vec<&'static str>,
     },
-    /// The files equal the configuration in force.
+    /// The files match the current configuration.
     Unchanged,
     Refused(Vec<Problem>),
     Failed(String),
 }
 
-/// A reload that a person requests.
+/// A reload requested by a user.
 #[derive(Debug)]
 pub struct ReloadRequest {
     pub by: Person,
@@ -185,7 +186,7 @@ pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router, connections_m
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let permits = Arc::new(Semaphore::new(connections_max));
     let service = TowerToHyperService::new(router);
-    let own = tasks.clone();
+    let connection_tasks = tasks.clone();
     tasks.spawn("admin", async move {
         loop {
             let Ok(permit) = permits.clone().acquire_owned().await else { return };
@@ -205,7 +206,7 @@ pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router, connections_m
             let mut builder = http1::Builder::new();
             builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
             let connection = builder.serve_connection(TokioIo::new(stream), service);
-            own.spawn("admin connection", async move {
+            connection_tasks.spawn("admin connection", async move {
                 if let Err(error) = connection.await {
                     tracing::debug!(%error, "admin connection ended");
                 }

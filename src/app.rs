@@ -142,7 +142,7 @@ impl App {
         let (events, audit) = (Events::default(), Audit::default());
         let store = store::open(&loaded.model, &self.opener, &metrics)?;
         let seal = Arc::new(store::sealer(&loaded.model)?);
-        // Logged only now: without the store, no request is served.
+        // Logged after the store has opened: without it, no request is served.
         for (name, at) in &self.opened {
             tracing::info!(listener = %name, address = %at, "listening");
         }
@@ -180,7 +180,7 @@ impl App {
             reload: self.source.is_some().then_some(reload),
         };
         let api = admin.clone().api();
-        tasks.spawn("news", cache.clone().follow_store_changes());
+        tasks.spawn("store notifications", cache.clone().follow_store_changes());
         tasks.spawn("devices", admin.clone().poll_devices());
         let mut inside = api;
         let connections_max =

@@ -84,6 +84,7 @@ impl ConfigArguments {
     }
 }
 
+/// Parses the command line, runs the command, and returns the exit code of the process.
 pub fn main() -> ExitCode {
     // Libraries without a TLS provider use the process default. A second call has no effect.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();

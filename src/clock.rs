@@ -36,7 +36,7 @@ impl Now {
         Now { boot: self.boot.min(other.boot), wall: self.wall.min(other.wall) }
     }
 
-    /// Whether `moment` has passed on either clock.
+    /// True if `moment` has passed on either clock.
     pub fn reached(self, moment: Now) -> bool {
         self.boot >= moment.boot || self.wall >= moment.wall
     }
@@ -47,7 +47,7 @@ impl Now {
     }
 }
 
-/// Source of [`Now`]; cheap to clone.
+/// Source of `Now`; cheap to clone.
 #[derive(Debug, Clone, Default)]
 pub struct Clock {
     #[cfg(test)]
@@ -55,10 +55,12 @@ pub struct Clock {
 }
 
 impl Clock {
+    /// The clocks of the operating system.
     pub fn system() -> Clock {
         Clock::default()
     }
 
+    /// Reads both clocks.
     pub fn now(&self) -> Now {
         #[cfg(test)]
         if let Some(simulated) = &self.simulated {
@@ -102,6 +104,7 @@ mod simulated {
     }
 
     impl Clock {
+        /// Starts 1000 seconds after boot; advances with tokio's time.
         pub fn simulated() -> Clock {
             let simulated = Simulated {
                 start: tokio::time::Instant::now(),

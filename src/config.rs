@@ -4,7 +4,7 @@
 //! numbers and looks up the keys of each map in its serde twin, a struct whose fields are the keys. `settings` checks
 //! the top-level keys; `connection` checks each connection, then conflicts between connections. Outside the pipeline,
 //! `schema` describes the twins for editors, and `partial` reads a few keys for commands. Not here: watching files,
-//! swapping the configuration in force (`reload`).
+//! swapping the current configuration (`reload`).
 //!
 //! A new top-level key changes four files: `top` (the key with its description, examples and bounds), a file in this
 //! folder (the keys below it, and its reader), `settings` (one line that calls the reader), and `model` (its meaning).
@@ -80,7 +80,7 @@ pub fn load(path: &Path, vault: Arc<dyn Vault>) -> Result<Loaded, Problems> {
 /// up secrets in.
 ///
 /// # Errors
-/// As [`load()`].
+/// Every problem of the text.
 pub fn load_text(text: &str, path: &Path) -> Result<Loaded, Problems> {
     let mut sink = Sink::default();
     match Source::parse(text, path, &mut sink) {

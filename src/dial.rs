@@ -58,7 +58,7 @@ struct Rules {
     hosts: HashMap<Host, (IpAddr, Option<u16>)>,
     policy: AddressPolicy,
     egress_proxy: Option<EgressProxy>,
-    /// For dialling the egress proxy alone: it may have a private address.
+    /// Only for dialling the egress proxy: it may have a private address.
     proxy_policy: AddressPolicy,
 }
 
@@ -122,7 +122,7 @@ impl Dialer {
     }
 
     /// Checks whether the policy permits `origin`; dialling checks again. Names are looked up in the caller's `turn`.
-    /// The caller sets the deadline.
+    /// Sets no deadline itself.
     pub async fn permit(&self, origin: &Origin, turn: &Turn) -> Result<(), DialError> {
         match self.egress_proxy(origin)? {
             Some(_) => Ok(()),
@@ -130,7 +130,7 @@ impl Dialer {
         }
     }
 
-    /// Connects to `origin`, by a CONNECT tunnel if an egress proxy applies. The caller sets the deadline.
+    /// Connects to `origin`, by a CONNECT tunnel if an egress proxy applies. Sets no deadline itself.
     pub async fn connect(&self, origin: &Origin, turn: &Turn) -> Result<Conduit, DialError> {
         match self.egress_proxy(origin)? {
             None => self.dial(origin, &self.rules.policy, turn).await.map(Conduit::Direct),

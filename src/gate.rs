@@ -3,7 +3,7 @@
 //! Bounds the requests in flight to one origin, the upstream connections in use, tunnels, downstream connections and
 //! name lookups.
 //! Invariants: without waiters, entering and leaving is one atomic operation (under fair sharing, only for the first
-//! half of the permits); with waiters, permits change hands under the lock alone, so a released permit goes to exactly
+//! half of the permits); with waiters, permits change hands only under the lock, so a released permit goes to exactly
 //! one waiter; no newcomer overtakes a waiter that may enter; callers are served round-robin, and the requests of one
 //! caller in FIFO order. Under fair sharing, from 15 permits on, one caller never holds the last ones, so another
 //! caller gets a permit even if the first releases none.
@@ -66,12 +66,12 @@ impl Bounds {
         }
     }
 
-    /// Whether a caller may get another permit while `inside` are taken, `counted` of them on the slow path and `own`
+    /// True if a caller may get another permit while `inside` are taken, `counted` of them on the slow path and `held`
     /// of those by this caller. The second half of the permits is attributed in proportion.
-    fn admit(self, inside: usize, own: usize, counted: usize) -> bool {
+    fn admit(self, inside: usize, held: usize, counted: usize) -> bool {
         let free = self.permits.saturating_sub(inside);
         let beyond = inside.saturating_sub(self.permits / 2).min(counted);
-        let is_within_share = own * beyond < HELD_PER_FREE_PERMIT * free * counted.max(1);
+        let is_within_share = held * beyond < HELD_PER_FREE_PERMIT * free * counted.max(1);
         free > 0 && (self.sharing == Sharing::Unbounded || is_within_share)
     }
 }
@@ -242,10 +242,10 @@ impl Drop for Waiting {
     }
 }
 
-/// The waiters, one line per caller. Lines are never empty, so the queue bound limits their number.
+/// The waiters, one FIFO line per caller. Lines are never empty, so the queue bound limits their number.
 #[derive(Debug, Default)]
 struct Queue {
-    /// As passed by the last request.
+    /// Bounds that the last request passed.
     bounds: Option<Bounds>,
     /// Counted permits by caller, and their sum.
     held: HashMap<Turn, usize>,
@@ -285,9 +285,9 @@ impl Queue {
 
     /// Makes room in a full queue: evicts the last request of the caller with the most, if `turn` has fewer.
     fn make_room(&mut self, turn: &Turn) -> bool {
-        let own = self.lines.iter().find(|line| line.turn == *turn).map_or(0, |line| line.waiters.len());
+        let queued = self.lines.iter().find(|line| line.turn == *turn).map_or(0, |line| line.waiters.len());
         let longest = self.lines.iter_mut().max_by_key(|line| line.waiters.len());
-        let Some(longest) = longest.filter(|line| line.waiters.len() > own + 1) else { return false };
+        let Some(longest) = longest.filter(|line| line.waiters.len() > queued + 1) else { return false };
         longest.waiters.pop_back();
         self.waiting -= 1;
         true

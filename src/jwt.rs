@@ -26,7 +26,7 @@ use zeroize::Zeroizing;
 use crate::model::connection::{Algorithm, Thumbprint};
 use crate::model::secret::Secret;
 
-pub use certificate::{CertificateError, certificate_matches};
+pub use certificate::certificate_matches;
 
 /// Key type that an algorithm needs.
 enum KeyKind {
@@ -160,10 +160,6 @@ impl SigningKey {
         }
         let signs = EncodingKey::from_secret(secret.expose().as_bytes()).map_err(|_| KeyError::Empty)?;
         Ok(SigningKey { algorithm, key: Arc::new(Key { signs, public: None }) })
-    }
-
-    pub fn algorithm(&self) -> Algorithm {
-        self.algorithm
     }
 
     /// Signs a JWT in compact serialization (RFC 7515 §3.1), with `typ: JWT` and the key's `alg`.

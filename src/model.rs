@@ -32,11 +32,11 @@ use secret::{Secret, SecretDigest};
 use token::Subject;
 
 pub use access::{AdminAccess, Role, User};
-pub use egress::{Egress, Unmatched};
+pub use egress::Egress;
 pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 pub use store::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};
 
-/// Root certificates, in addition to the platform's or in place of them.
+/// Root certificates, in addition to the platform's or instead of them.
 pub type Roots = Arc<[CertificateDer<'static>]>;
 
 /// The whole configuration, with references resolved and defaults filled in.
@@ -66,7 +66,7 @@ pub struct Model {
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log: Log,
-    /// `None`: no traces.
+    /// `None`: no traces are exported.
     pub tracing: Option<Tracing>,
     pub audit: Audit,
     pub connections: Vec<Arc<Connection>>,
@@ -119,7 +119,7 @@ impl Caller {
     pub fn may_act_for(&self, subject: &Subject) -> bool {
         let Some(subjects) = &self.subjects else { return subject.as_str() == self.name.as_str() };
         subjects.iter().any(|pattern| match pattern {
-            SubjectPattern::Exact(own) => own == subject,
+            SubjectPattern::Exact(expected) => expected == subject,
             SubjectPattern::Prefix(prefix) => subject.as_str().starts_with(prefix.as_str()),
         })
     }
@@ -195,7 +195,7 @@ pub struct Log {
     pub requests: LogRequests,
 }
 
-/// Where traces go.
+/// Trace export.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tracing {
     /// The full URL for OTLP over HTTP.
@@ -227,7 +227,7 @@ pub enum LogFormat {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogRequests {
     Off,
-    /// Requests for which the proxy itself responded with an error.
+    /// Requests that the proxy itself answered with an error, and those whose response the upstream cut off.
     #[default]
     Errors,
     All,
@@ -249,10 +249,12 @@ pub enum Audit {
 pub struct Name(Arc<str>);
 
 impl Name {
+    /// `None` if the text does not match the pattern.
     pub fn parse(text: &str) -> Option<Name> {
         Name::is_name(text).then(|| Name(text.into()))
     }
 
+    /// Whether [`Name::parse`] accepts the text.
     pub fn is_name(text: &str) -> bool {
         let bytes = text.as_bytes();
         let plain = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit();
@@ -261,6 +263,7 @@ impl Name {
         first && rest && bytes.len() <= 63
     }
 
+    /// The text as in the configuration.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -46,7 +46,7 @@ use discovery::{Discovery, Metadata};
 use form::{Fields, field};
 use verdict::Sent;
 
-pub use authorization::{BrowserAuthorization, DeviceAuthorization};
+pub use authorization::DeviceAuthorization;
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
 pub use redact::sanitize_error;
@@ -58,12 +58,14 @@ pub const CONSENT_REQUIRED: &str = "consent_required";
 /// suspended.
 const LATE_RESPONSE_GRACE: Duration = Duration::from_millis(100);
 
-/// What one token request depends on besides the connection.
+/// Parameters of one token request, in addition to the connection.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenRequestContext<'a> {
+    /// The person or account that the token acts for; `None`: a shared token.
     pub subject: Option<&'a Subject>,
     /// The caller's own token, to be exchanged (RFC 8693).
     pub caller_token: Option<&'a Secret>,
+    /// The result of a person's consent; `None` for grants that need none.
     pub consent_grant: Option<&'a ConsentGrant>,
     /// A request that has not left by then is abandoned, because another process may then have the right to send it.
     pub send_deadline: Option<BootTime>,
@@ -80,7 +82,7 @@ pub enum ConsentGrant {
     Device { device_code: Secret },
 }
 
-/// What a token request presents.
+/// Credential that a token request presents.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum TokenRequestKind {
     FirstGrant,
@@ -102,7 +104,7 @@ pub struct TokenEndpoint {
     preferred: AtomicUsize,
 }
 
-/// Shows the name alone: the fields may hold secrets.
+/// Shows only the name: the fields may hold secrets.
 impl fmt::Debug for TokenEndpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "TokenEndpoint({})", self.connection.name)
@@ -115,7 +117,7 @@ impl TokenEndpoint {
         let discovery = clients.discovery(&connection, &http);
         let oauth = grant::client(&connection.client_id, &transport::without_userinfo(&connection.endpoints.server));
         let signer = grant::signer(&connection.grant);
-        // The check of the configuration has compiled it before.
+        // Configuration validation has already compiled it.
         let script = connection.script.as_ref().and_then(|source| Script::compile(&source.text).ok());
         Ok(TokenEndpoint {
             http,
@@ -130,9 +132,9 @@ impl TokenEndpoint {
         })
     }
 
-    /// Requests a token by the connection's own grant. A grant that needs a person fails without a request unless there is
-    /// a `consent_grant`. The next of several client secrets is tried only if the server refuses the client itself. All
-    /// attempts share one `authorization_server.timeout`.
+    /// Requests a token by the connection's own grant. A grant that needs a person fails without a request unless there
+    /// is a `consent_grant`. The next of several client secrets is tried only if the server refuses the client itself.
+    /// All attempts share one `authorization_server.timeout`.
     pub async fn first_grant(&self, context: TokenRequestContext<'_>) -> Result<TokenSet, Failure> {
         grant::first(self, context).await
     }

@@ -1,4 +1,4 @@
-//! Files readable by their owner alone: mode 0600, in a directory created with 0700; symbolic links are not followed.
+//! Files readable only by their owner: mode 0600, in a directory created with 0700; symbolic links are not followed.
 //!
 //! Not here: their contents (the manager's token, the seal key, the store).
 

@@ -48,11 +48,10 @@ use crate::tls;
 pub use accept::BoundListener;
 use accept::{Accepted, Inbox, accept_all};
 use arrival::Arrival;
-pub use connection_limit::ConnectionLimiter;
 pub use headers::Via;
 use io::{Activity, Stream, Watched};
 use peer::{ConnectionGuard, Peer};
-pub use upstream::{Descriptors, Gates};
+pub use upstream::Descriptors;
 use worker::{ProxyState, Worker};
 
 /// Accepted connections queued per worker.

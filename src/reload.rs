@@ -1,4 +1,4 @@
-//! Reload: applies a changed configuration as a whole, or not at all.
+//! Reload: applies a changed configuration completely or not at all.
 //!
 //! Load → ensure slots → swap the snapshot → forget old slots. Triggered by SIGHUP, by changed files and by the API.
 //! Not here: validation (`config`). Invariants: one reload runs at a time, and the last one wins; a refused
@@ -62,12 +62,12 @@ impl RestartSettings {
 /// Outcome of a reload.
 #[derive(Debug)]
 enum Outcome {
-    /// In force, except for the keys that need a restart.
+    /// Applied, except for the keys that need a restart.
     Applied {
         restart_required: Vec<&'static str>,
         differences: Differences,
     },
-    /// The files are the configuration already in force.
+    /// The files match the current configuration.
     Unchanged,
     Refused(Problems),
     Failed(WiringError),
@@ -100,7 +100,7 @@ pub struct Reloader {
     wiring: Wiring,
     logging: Logging,
     fixed: RestartSettings,
-    /// Fingerprint of the configuration in force.
+    /// Fingerprint of the current configuration.
     fingerprint: String,
     /// Files and directories that the configuration was read from.
     files: Vec<PathBuf>,
@@ -113,7 +113,7 @@ pub struct Reloader {
 }
 
 impl Reloader {
-    /// Creates the reloader of the configuration at `path`, of which `loaded` is in force. Installs the SIGHUP handler;
+    /// Creates the reloader of the configuration at `path`; `loaded` is the current one. Installs the SIGHUP handler;
     /// until then, SIGHUP terminates the process.
     pub fn new(
         (path, vault): (PathBuf, Arc<dyn Vault>),
@@ -275,9 +275,9 @@ fn log_outcome(outcome: &Outcome) {
                 tracing::error!(%problem, "configuration refused");
             }
             let count = problems.problems.len();
-            tracing::error!(problems = count, "configuration refused; the previous one stays in force");
+            tracing::error!(problems = count, "configuration refused; keeping the previous one");
         }
-        Outcome::Failed(error) => tracing::error!(%error, "configuration refused; the previous one stays in force"),
+        Outcome::Failed(error) => tracing::error!(%error, "configuration refused; keeping the previous one"),
     }
 }
 

@@ -26,7 +26,9 @@ pub struct CallerId(pub u32);
 /// Who may use a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Callers {
+    /// Every caller, identified or not.
     All,
+    /// These identified callers; empty: none.
     Only(Vec<CallerId>),
 }
 
@@ -49,12 +51,14 @@ impl Callers {
     }
 }
 
-/// The names by which a request may select a route.
+/// The names that a request may use to select a route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
+    /// Selects the route together with `profile`, or alone if `bare` is set.
     pub connection: Name,
+    /// `default` for the connection itself.
     pub profile: Name,
-    /// Whether the connection's name alone selects the route, without a profile.
+    /// True if the connection's name alone selects the route, without a profile.
     pub bare: bool,
 }
 
@@ -71,7 +75,7 @@ pub enum Found<'a, T> {
     Route(&'a T),
     /// A route matches, but not for this caller.
     NotAllowed(&'a T),
-    /// Some route matches the origin or mount, but none this path and method.
+    /// A route matches the origin or mount, but none matches this path and method.
     NoRoute,
     /// The path has a reading that matches another route, or none.
     AmbiguousPath,
@@ -100,6 +104,7 @@ struct Group<T> {
     by_path: bool,
 }
 
+/// Matches requests to routes; `T` is what the caller of the router attaches to each route.
 #[derive(Debug)]
 pub struct Router<T> {
     exact: HashMap<Host, Group<T>>,
@@ -314,7 +319,7 @@ impl<T> Entry<T> {
         }
     }
 
-    /// Whether a request with this name, or with none, selects this entry.
+    /// True if a request with this name, or with none, selects this entry.
     fn is_selected_by(&self, named: Option<Named<'_>>) -> bool {
         let Some(Named { connection, profile }) = named else { return !self.only_when_named };
         let label = &self.label;

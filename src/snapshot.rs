@@ -1,6 +1,6 @@
 //! The configuration as requests see it: routes bound to token slots, callers, TLS profiles, limits.
 //!
-//! Immutable; a reload replaces it as a whole. Invariant: a request loads it once, so it never sees two configurations.
+//! Immutable; a reload replaces all of it. Invariant: a request loads it once, so it never sees two configurations.
 
 mod links;
 
@@ -52,7 +52,7 @@ pub struct Live {
     pub endpoint: Arc<TokenEndpoint>,
 }
 
-/// A connection in force, as the admin API shows it.
+/// A current connection, as the admin API shows it.
 #[derive(Debug)]
 pub struct BoundConnection {
     pub connection: Arc<Connection>,
@@ -138,18 +138,19 @@ pub struct TlsProfiles {
 }
 
 impl TlsProfiles {
-    /// The profile for the roots and client certificate of `tls`; without own roots, for the platform's plus `extra`.
+    /// The profile for the roots and client certificate of `tls`; without configured roots, for the platform's plus
+    /// `extra`.
     fn get(&mut self, trust: &Trust, extra: &Roots, tls: &UpstreamTls) -> Arc<TlsProfile> {
-        let (own, shown) = (tls.trust.as_ref(), tls.certificate.as_ref());
+        let (roots, shown) = (tls.trust.as_ref(), tls.certificate.as_ref());
         let same = |entry: &&(Roots, UpstreamTls, Arc<TlsProfile>)| {
-            let same_settings = entry.1.trust.as_ref() == own && entry.1.certificate.as_ref() == shown;
-            same_settings && (own.is_some() || entry.0 == *extra)
+            let same_settings = entry.1.trust.as_ref() == roots && entry.1.certificate.as_ref() == shown;
+            same_settings && (roots.is_some() || entry.0 == *extra)
         };
         if let Some((.., profile)) = self.profiles.iter().find(same) {
             return profile.clone();
         }
         self.last_id += 1;
-        let http1 = trust.client_config(own, shown);
+        let http1 = trust.client_config(roots, shown);
         let mut any = ClientConfig::clone(&http1);
         any.alpn_protocols.insert(0, b"h2".to_vec());
         let profile = Arc::new(TlsProfile { id: self.last_id, any: Arc::new(any), http1 });
@@ -186,9 +187,9 @@ impl Snapshot {
         let (mut connections, mut routes) = (Vec::new(), Vec::new());
         for connection in &model.connections {
             let permitted = callers.permitted(connection.accessible_from.as_deref());
-            let bind = |own: &Arc<Connection>| {
-                let (slots, endpoint) = live(own).map(|live| (live.slots, live.endpoint)).unzip();
-                BoundDefinition { connection: own.clone(), slots, endpoint }
+            let bind = |definition: &Arc<Connection>| {
+                let (slots, endpoint) = live(definition).map(|live| (live.slots, live.endpoint)).unzip();
+                BoundDefinition { connection: definition.clone(), slots, endpoint }
             };
             let definitions: Vec<_> = connection.definitions().map(bind).collect();
             let mut route_profiles = Vec::new();

@@ -48,10 +48,7 @@ use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
-pub use definitions::{
-    CHANGE_BYTES_MAX, Catalog, CatalogChange, DEFINITION_BYTES_MAX, DEFINITIONS_MAX, DefinitionStore, Definitions,
-    KeepsNoDefinitions, Revision, StoredText,
-};
+pub use definitions::{Catalog, CatalogChange, DefinitionStore, KeepsNoDefinitions, Revision, StoredText};
 pub use embedded::EmbeddedStore;
 pub use error::{OpenError, StoreError};
 pub use keys::sealer;
@@ -59,7 +56,7 @@ pub use memory::MemoryStore;
 pub use no_store::NoStore;
 pub use opener::{StoreOpener, open};
 pub use redis::{RedisStore, SecretsInUse};
-pub use seal::{KeyId, Keyring, SealedIn};
+pub use seal::{Keyring, SealedIn};
 pub use stored::{Refresh, RefreshLife, StoredToken};
 
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -70,6 +67,10 @@ impl<T: TokenStore + SecretStore + NoteStore + DefinitionStore> Store for T {}
 
 /// Records of tokens, and the leases under which they are written.
 pub trait TokenStore: Send + Sync {
+    /// The record of `key`; `None` if there is none.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] if this record cannot be opened; others are unaffected.
     fn load<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>>;
 
     /// Waits at most `wait` for the lease of `key`. In a shared store it expires after `term` unless renewed.
@@ -129,10 +130,11 @@ pub trait NoteStore: Send + Sync {
 
 /// Operations of a store that several processes use at once, and that may lose data while they run.
 pub trait SharedStore: Send + Sync {
-    /// Was the record of version `after`, or a later one, removed on purpose rather than lost?
+    /// True if the record of version `after`, or a later one, was removed on purpose rather than lost.
     fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool>;
 
-    /// Has a holder announced that it would spend the refresh token ([`Lease::renew`]) and not saved the outcome?
+    /// True if a holder announced that it would spend the refresh token ([`Lease::renew`]) and has not saved the
+    /// outcome.
     fn is_in_doubt<'a>(&'a self, key: &'a TokenKey) -> StoreFuture<'a, bool>;
 
     /// Writes back a record that the store has lost, under its own version, unless the store has that version or a
@@ -146,12 +148,12 @@ pub trait SharedStore: Send + Sync {
     fn reconnected_at(&self) -> Option<Instant>;
 
     /// Subscribes to changes made by other processes.
-    fn news(&self) -> broadcast::Receiver<News>;
+    fn subscribe(&self) -> broadcast::Receiver<Notification>;
 }
 
 /// A change notification.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum News {
+pub enum Notification {
     /// Another process has changed the record of this key.
     Changed(TokenKey),
     /// Another process has changed the definitions, or their store has lost some: read the catalog again.
@@ -169,7 +171,7 @@ pub trait Lease: Send + Sync {
     /// [`StoreError::LeaseLost`] if the lease has ended, or the record has changed.
     fn renew(&self, spends: Option<u64>) -> StoreFuture<'_, ()>;
 
-    /// Has an earlier holder announced that it would spend a refresh token and not saved the outcome?
+    /// True if an earlier holder announced that it would spend a refresh token and has not saved the outcome.
     fn is_in_doubt(&self) -> bool;
 
     /// Version of the record, or of its removal, when the lease was acquired; 0: there was neither.

@@ -82,6 +82,7 @@ impl Tasks {
         std::thread::Builder::new().name(name).spawn(body)
     }
 
+    /// Enters `phase`, unless it or a later one has begun: phases only advance.
     pub fn enter(&self, phase: Phase) {
         self.phase.send_if_modified(|current| {
             let forward = phase > *current;
@@ -92,10 +93,12 @@ impl Tasks {
         });
     }
 
+    /// The phase in progress.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }
 
+    /// Follows the phases, from the current one on.
     pub fn watch(&self) -> PhaseWatch {
         PhaseWatch(self.phase.subscribe())
     }

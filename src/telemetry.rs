@@ -98,7 +98,8 @@ fn lines(log: Log, stderr: NonBlocking) -> Lines {
     }
 }
 
-/// Is `c` a control character or one that changes the text direction (line breaks, cursor movement, bidi overrides)?
+/// True for control characters and for those that change the text direction: line breaks, cursor movement, bidi
+/// overrides.
 pub fn is_deceptive(c: char) -> bool {
     let is_bidi = matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{200e}' | '\u{200f}' | '\u{61c}');
     c.is_control() || is_bidi

@@ -50,23 +50,23 @@ impl Trust {
         Trust { default_config: Arc::new(client_config(&anchors)), anchors }
     }
 
-    /// A client configuration that trusts the global roots, or `own` instead, and presents `certificate` to servers
+    /// A client configuration that trusts the global roots, or `roots` instead, and presents `certificate` to servers
     /// that request one.
-    pub fn client_config(&self, own: Option<&Roots>, certificate: Option<&ClientCertificate>) -> Arc<ClientConfig> {
-        self.client_config_through(own, certificate, None)
+    pub fn client_config(&self, roots: Option<&Roots>, certificate: Option<&ClientCertificate>) -> Arc<ClientConfig> {
+        self.client_config_through(roots, certificate, None)
     }
 
     /// The same, for servers behind an egress proxy that speaks TLS itself.
     pub fn client_config_through(
         &self,
-        own: Option<&Roots>,
+        roots: Option<&Roots>,
         certificate: Option<&ClientCertificate>,
         proxied: Option<Proxied>,
     ) -> Arc<ClientConfig> {
-        if own.is_none() && certificate.is_none() && proxied.is_none() {
+        if roots.is_none() && certificate.is_none() && proxied.is_none() {
             return self.default_config.clone();
         }
-        let anchors = own.map_or_else(|| self.anchors.clone(), Anchors::of);
+        let anchors = roots.map_or_else(|| self.anchors.clone(), Anchors::of);
         let mut config = client_config(&anchors);
         if let Some(certified) = certificate.and_then(|certificate| certified_key(certificate).ok()) {
             config.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(certified));

@@ -1,9 +1,9 @@
 //! The token cache: one slot and one refresher task per token key.
 //!
-//! Lifecycle of a token: `ensure` → publish the stored token if usable → else take the lease, read again, send the refresh
-//! token or the connection's own grant → save → publish, waiters wake → sleep until due or on demand → repeat. A retryable
-//! failure keeps the token and backs off; a permanent one blocks until the next probe, or until a person acts.
-//! Start with: `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
+//! Lifecycle of a token: `ensure` → publish the stored token if usable → else take the lease, read again, send the
+//! refresh token or the connection's own grant → save → publish, waiters wake → sleep until due or on demand → repeat.
+//! A retryable failure keeps the token and backs off; a permanent one blocks until the next probe, or until a person
+//! acts. Start with `slot` (what a request sees), `refresher` (the loop), `schedule` (when), `acquire` (how).
 
 mod acquire;
 pub mod deadlines;
@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
-use crate::store::{News, NoStore, Store, TokenStore};
+use crate::store::{NoStore, Notification, Store, TokenStore};
 use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Cause, Person};
@@ -72,8 +72,6 @@ pub struct TokenCache {
 #[derive(Clone)]
 struct Services {
     store: Arc<dyn Store>,
-    /// Other replicas use the same store.
-    shared: bool,
     clock: Clock,
     tasks: Tasks,
     /// Runs the refreshers, regardless of which runtime requests a token.
@@ -113,8 +111,7 @@ impl Slots {
         }
     }
 
-    /// The slot of `subject`'s token; `None` if a required subject is missing, or if slots are keyed by the caller's
-    /// token.
+    /// The slot of `subject`'s token; `None` without a required subject, or if slots are keyed by caller token.
     pub fn slot(&self, subject: Option<&Subject>) -> Option<Arc<TokenSlot>> {
         match self {
             Slots::Shared(slot) => Some(slot.clone()),
@@ -155,22 +152,22 @@ impl SlotFactory {
     fn create(&self, key: TokenKey, caller_token: Option<Secret>) -> Arc<TokenSlot> {
         let services = &self.services;
         // A token obtained in exchange for a caller's token is useless after this process ends, so it is not stored.
-        let (store, shared) = match caller_token {
-            Some(_) => (Arc::new(NoStore) as Arc<dyn TokenStore>, false),
-            None => (services.store.clone() as Arc<dyn TokenStore>, services.shared),
+        let store: Arc<dyn TokenStore> = match caller_token {
+            Some(_) => Arc::new(NoStore),
+            None => services.store.clone(),
         };
         let slot = Arc::new(TokenSlot::new(key, caller_token));
         let acquirer = Acquirer {
             slot: slot.clone(),
             definition: self.definition.clone(),
             superseded: self.superseded.clone(),
+            shared: store.shared().is_some(),
             store,
             limiter: self.limiter.clone(),
             polls: services.polls.clone(),
             clock: services.clock.clone(),
             metrics: services.metrics.clone(),
             audit: services.audit.clone(),
-            shared,
             record_cache: Mutex::default(),
         };
         let refresher = Refresher {
@@ -204,7 +201,6 @@ impl TokenCache {
             superseded: SupersededDefinitions::default(),
             subjects: SubjectCache::new(SUBJECT_SLOTS_MAX),
             services: Services {
-                shared: store.shared().is_some(),
                 store,
                 clock,
                 tasks,
@@ -269,18 +265,14 @@ impl TokenCache {
     /// Closes all slots except those of `kept`; no new request reaches a closed slot.
     pub fn retain(&self, kept: &HashSet<TokenKey>) {
         lock(&self.replaced_slots).drain(..).for_each(|slots| slots.close());
-        lock(&self.entries).retain(|key, entry| {
-            let keep = kept.contains(key);
-            if !keep {
-                self.superseded.keep(entry.definition.load_full());
-                entry.slots.close();
-                let labels = [key.connection.as_str(), key.profile.as_str()];
-                // A slot that never had a token has no gauge.
-                let _ = self.services.metrics.token_expiry.remove_label_values(&labels);
-                let _ = self.services.metrics.refresh_token_expiry.remove_label_values(&labels);
-            }
-            keep
-        });
+        for (key, entry) in lock(&self.entries).extract_if(|key, _| !kept.contains(key)) {
+            self.superseded.keep(entry.definition.load_full());
+            entry.slots.close();
+            let labels = [key.connection.as_str(), key.profile.as_str()];
+            // A slot that never had a token has no gauge.
+            let _ = self.services.metrics.token_expiry.remove_label_values(&labels);
+            let _ = self.services.metrics.refresh_token_expiry.remove_label_values(&labels);
+        }
     }
 
     /// Lets attempts in flight finish and save within `timeout`, and starts no new ones.
@@ -320,20 +312,21 @@ impl TokenCache {
 
     /// Wakes slots whose record another replica changed, until the store closes the notification channel.
     pub async fn follow_store_changes(self: Arc<Self>) {
-        let Some(mut news) = self.services.store.shared().map(|shared| shared.news()) else { return };
+        let Some(mut notifications) = self.services.store.shared().map(|shared| shared.subscribe()) else { return };
         loop {
-            match news.recv().await {
-                Ok(News::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.note_store_change()),
-                // Definitions are no tokens: a change of them reaches the slots as a new configuration.
-                Ok(News::Definitions) => {}
-                Ok(News::Missed) | Err(RecvError::Lagged(_)) => {
-                    self.list().iter().for_each(|slot| slot.note_store_change())
+            match notifications.recv().await {
+                Ok(Notification::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.record_store_change()),
+                // A reload applies them.
+                Ok(Notification::Definitions) => {}
+                Ok(Notification::Missed) | Err(RecvError::Lagged(_)) => {
+                    self.list().iter().for_each(|slot| slot.record_store_change())
                 }
                 Err(RecvError::Closed) => return,
             }
         }
     }
 
+    /// The store of the tokens; also holds secrets and notes.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.services.store
     }

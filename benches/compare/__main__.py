@@ -30,8 +30,8 @@ def main():
         stage.prepare()
         makers = {"keybearer": lambda: stage.keybearer("keybearer", binary), "nginx": stage.nginx, "haproxy": stage.haproxy}
         proxies = [makers[name]() for name in dict.fromkeys(["keybearer", *options.peers.split(",")]) if name]
-        if options.beside:
-            proxies.append(stage.keybearer("beside", options.beside.resolve()))
+        if options.baseline:
+            proxies.append(stage.keybearer("baseline", options.baseline.resolve()))
         for proxy in proxies:
             stage.check(proxy)
         rounds = measure(stage, proxies, options)
@@ -51,7 +51,7 @@ def arguments():
     parser.add_argument("--only", default="", help="run only scenarios whose name contains this")
     parser.add_argument("--peers", default="nginx,haproxy")
     parser.add_argument("--binary", type=Path, help="keybearer binary; default: a build of the profile `dist`, or `release` with --quick")
-    parser.add_argument("--beside", type=Path, help="another keybearer binary to measure alongside the first")
+    parser.add_argument("--baseline", type=Path, help="another keybearer binary to measure alongside the first")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every slice to FILE")
     options = parser.parse_args()
     if options.quick:

@@ -1,4 +1,4 @@
-"""Measures one slice: load on one proxy, its CPU time from /proc, and foreign use of the cores."""
+"""Measures one slice: load on one proxy, its CPU time from /proc, and the load of other processes on the cores."""
 
 import json
 import os
@@ -97,7 +97,7 @@ def run_load(stage, scenario, proxy, seconds, rate):
 
 
 def clean_slice(stage, scenario, proxy, seconds, rate, dirt_max, repeats_max):
-    """Repeats a slice until foreign use of the cores is low enough; returns the cleanest one."""
+    """Repeats a slice until the load of other processes is low enough; returns the cleanest one."""
     best = None
     for repeat in range(repeats_max + 1):
         measured = slice_of(stage, scenario, proxy, seconds, rate)

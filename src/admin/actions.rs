@@ -168,7 +168,7 @@ pub async fn reload(
         Ok(Ok(ReloadOutcome::Applied { restart_required })) => applied("applied", restart_required),
         Ok(Ok(ReloadOutcome::Unchanged)) => applied("unchanged", Vec::new()),
         Ok(Ok(ReloadOutcome::Refused(problems))) => {
-            let detail = "the configuration has problems; the previous one stays in force";
+            let detail = "the configuration has problems; the previous one remains active";
             let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "configuration_refused", detail);
             Err(problem.with("problems", json!(problems)))
         }
@@ -189,7 +189,7 @@ fn subject_slot(bound: &BoundDefinition, subject: Option<&str>) -> Result<Arc<To
     });
     let subject = subject.transpose()?;
     if subject.is_some() && slots.shared().is_some() {
-        return Err(wrong_subject("all callers share the token of this connection; leave `subject` out"));
+        return Err(wrong_subject("all callers share the token of this connection; omit `subject`"));
     }
     slots
         .slot(subject.as_ref())
@@ -197,5 +197,5 @@ fn subject_slot(bound: &BoundDefinition, subject: Option<&str>) -> Result<Arc<To
 }
 
 fn inactive() -> Problem {
-    Problem::new(StatusCode::CONFLICT, "connection_inactive", "the connection has `active: false`")
+    Problem::new(StatusCode::CONFLICT, "connection_inactive", "the connection is inactive; remove its `active: false`")
 }

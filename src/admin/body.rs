@@ -21,7 +21,11 @@ pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, 
         Ok(Ok(bytes)) => bytes,
         Ok(Err(error)) => return Err(read_failed(&error)),
         Err(_) => {
-            return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the body stopped arriving"));
+            return Err(Problem::new(
+                StatusCode::REQUEST_TIMEOUT,
+                "request_timeout",
+                "timed out waiting for the rest of the body; retry",
+            ));
         }
     };
     if bytes.is_empty() {

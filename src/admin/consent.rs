@@ -1,10 +1,10 @@
 //! Pages on which a person connects an account: `/connect/{name}` asks for confirmation and starts a flow,
 //! `/oauth/callback` ends it.
 //!
-//! Invariants: a GET starts nothing, so neither another site nor a link scanner can. A POST is accepted only from our own
-//! pages. Only the browser that confirmed, with its own state, ends a flow; a code is exchanged once.
-//! Not here: resolving a link (`link`), the confirmation (`confirm`), the flow in the store (`flow`), the HTML (`pages`,
-//! `refusal`), device codes (`device`), the API (`api`).
+//! Invariants: a GET starts nothing, so neither another site nor a link scanner can. A POST is accepted only from our
+//! own pages. Only the browser that confirmed, with its own state, ends a flow; a code is exchanged once.
+//! Not here: resolving a link (`link`), the confirmation (`confirm`), the flow in the store (`flow`), the HTML
+//! (`pages`, `refusal`), device codes (`device`), the API (`api`).
 
 mod api;
 mod begin;

@@ -1,7 +1,7 @@
 //! Our cookies, written and parsed by the `cookie` crate.
 //!
-//! Invariants: over https a cookie is bound to this host (`__Host-`), and no other one is accepted; scripts cannot read it
-//! (`HttpOnly`).
+//! Invariants: over https a cookie is bound to this host (`__Host-`), and no other one is accepted; scripts cannot read
+//! it (`HttpOnly`).
 
 use std::time::Duration;
 
@@ -41,9 +41,9 @@ pub fn removal(name: &str, secure: bool) -> HeaderValue {
 pub fn get(headers: &HeaderMap, name: &str, secure: bool) -> Option<String> {
     let name = full_name(name, secure);
     let lines = headers.get_all(header::COOKIE).iter().filter_map(|line| line.to_str().ok());
-    let mut own = lines.flat_map(Cookie::split_parse).flatten().filter(|cookie| cookie.name() == name);
-    let cookie = own.next()?;
-    own.next().is_none().then(|| cookie.value().to_owned())
+    let mut matching = lines.flat_map(Cookie::split_parse).flatten().filter(|cookie| cookie.name() == name);
+    let cookie = matching.next()?;
+    matching.next().is_none().then(|| cookie.value().to_owned())
 }
 
 fn full_name(name: &str, secure: bool) -> String {

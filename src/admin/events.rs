@@ -1,7 +1,7 @@
 //! `GET events`: tokens and reloads as server-sent events.
 //!
-//! Invariants: a slow reader delays no other one, and gets a `lagged` event for those it missed; the number of streams is
-//! bounded.
+//! Invariants: a slow reader delays no other reader, and gets a `lagged` event for the events that it missed; the
+//! number of streams is bounded.
 
 use std::convert::Infallible;
 use std::sync::Arc;

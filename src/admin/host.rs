@@ -38,19 +38,19 @@ pub fn is_from_own_page(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let Some(origin) = Url::parse(text).ok().filter(|url| url.origin().ascii_serialization() == text) else {
         return false;
     };
-    // Under another host than that of `public_url` the scheme is not known: a reverse proxy may terminate TLS.
+    // Under a host other than that of `public_url`, the scheme is not known: a reverse proxy may terminate TLS.
     base.is_some_and(|base| base.origin() == origin.origin())
         || !names_host_of(base, headers) && names_host_of(Some(&origin), headers)
 }
 
 /// True if `named` is the listener's address `local`, or is in `admin.hosts`.
 fn accepts(access: &AdminAccess, named: &Authority, local: SocketAddr) -> bool {
-    let own = match &named.host {
+    let is_ours = match &named.host {
         Host::Ip(address) => address.to_canonical() == local.ip().to_canonical(),
         Host::Name(name) => &**name == "localhost" && local.ip().to_canonical().is_loopback(),
     };
     let listed = |host: &Authority| host.host == named.host && (host.port.is_none() || host.port == named.port);
-    own && named.port.unwrap_or(80) == local.port() || access.hosts.iter().any(listed)
+    is_ours && named.port.unwrap_or(80) == local.port() || access.hosts.iter().any(listed)
 }
 
 fn is_listed(access: &AdminAccess, uri: &Uri, headers: &HeaderMap, local: SocketAddr) -> bool {

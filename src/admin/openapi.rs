@@ -32,7 +32,7 @@ const COMMON_RESPONSES: [(u16, &str); 3] = [
 /// Responses of every operation with a body.
 const BODY_RESPONSES: [(u16, &str); 4] = [
     (400, "the body is invalid"),
-    (408, "the body stopped arriving"),
+    (408, "timed out waiting for the rest of the body"),
     (413, "the body is too large"),
     (415, "the body is not JSON"),
 ];

@@ -38,7 +38,7 @@ impl Problem {
         Problem { retry_after: Some(span), ..self }
     }
 
-    /// Turns the problem into that of an import whose refresh token gave no access token.
+    /// Converts the problem to that of an import whose refresh token yielded no access token.
     pub fn not_proven(self) -> Problem {
         let detail = format!("the refresh token yielded no access token; nothing has changed: {}", self.detail);
         Problem { status: StatusCode::UNPROCESSABLE_ENTITY, code: "not_proven", detail, ..self }
@@ -112,7 +112,7 @@ pub fn no_token(reason: NoToken) -> Problem {
             problem.with("error", error).with("description", description)
         }
         NoToken::Script { message } => {
-            let detail = format!("the connection's script gave no token: {message}");
+            let detail = format!("the connection's script returned no token: {message}");
             Problem::new(StatusCode::FAILED_DEPENDENCY, "script_failed", detail).with("error", "script_failed")
         }
         NoToken::Person { consent, error } => {

@@ -1,7 +1,7 @@
 //! Revokes a token at its authorization server and forgets it here.
 //!
-//! Invariant: a grant that another connection or profile also uses, by the present definition or a superseded one, is not
-//! revoked at the server.
+//! Invariant: a grant that another connection or profile also uses, by the current definition or a superseded one, is
+//! not revoked at the server.
 
 use std::time::Duration;
 
@@ -54,9 +54,10 @@ async fn revoke(
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, name)?;
     let slot = selector.slot(bound)?;
-    let own = bound.definition(slot.key.profile.as_str()).map_or(&bound.connection, |own| &own.connection);
+    let current =
+        bound.definition(slot.key.profile.as_str()).map_or(&bound.connection, |definition| &definition.connection);
     let mut sharers = Sharers::new();
-    for definition in std::iter::once(own).chain(&admin.cache.superseded_definitions(&slot.key)) {
+    for definition in std::iter::once(current).chain(&admin.cache.superseded_definitions(&slot.key)) {
         let other = shares_grant(admin, &snapshot, definition, &slot.key).await;
         sharers.extend(other.map(|other| (definition.identity(), other)));
     }
@@ -87,19 +88,19 @@ async fn revoke(
 }
 
 /// The token key of another connection or profile whose tokens may belong to the same grant at the server.
-async fn shares_grant(admin: &Admin, snapshot: &Snapshot, own: &Connection, key: &TokenKey) -> Option<TokenKey> {
+async fn shares_grant(admin: &Admin, snapshot: &Snapshot, connection: &Connection, key: &TokenKey) -> Option<TokenKey> {
     let definitions = snapshot.connections.iter().flat_map(|bound| bound.connection.definitions());
-    for other in definitions.filter(|other| other.token_key(None) != own.token_key(None)) {
-        let same_client = other.endpoints.server == own.endpoints.server
-            && other.client_id == own.client_id
-            && other.grant.kind() == own.grant.kind()
-            && other.grant_type == own.grant_type;
+    for other in definitions.filter(|other| other.token_key(None) != connection.token_key(None)) {
+        let same_client = other.endpoints.server == connection.endpoints.server
+            && other.client_id == connection.client_id
+            && other.grant.kind() == connection.grant.kind()
+            && other.grant_type == connection.grant_type;
         if !same_client {
             continue;
         }
-        let same_grant = match own.grant.basis() {
+        let same_grant = match connection.grant.basis() {
             // Each token is a grant of its own, unless both share one token response.
-            Basis::Client => other.name != own.name || other.identity() == own.identity(),
+            Basis::Client => other.name != connection.name || other.identity() == connection.identity(),
             // Only the server knows which person has connected: a token that may be the same person's counts as shared.
             Basis::Person => {
                 let key = other.token_key(key.subject.clone());

@@ -1,7 +1,8 @@
 //! Browser sessions: a sealed cookie in place of a user's token, for twelve hours.
 //!
-//! Invariants: a cookie is valid only while its user still has the token that it was created with. A request that changes
-//! something needs a CSRF token, which no other site can read. Every replica with the same seal key can open the cookie.
+//! Invariants: a cookie is valid only while its user still has the token that it was created with. A request that
+//! changes something needs a CSRF token, which no other site can read. Every replica with the same seal key can open
+//! the cookie.
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -13,7 +13,7 @@ use crate::model::secret::Secret;
 use crate::private_file;
 
 const TOKEN_BYTES: usize = 32;
-/// Length of a token that an operator wrote.
+/// Accepted lengths of a token that an operator wrote to the file.
 const TOKEN_CHARS: std::ops::RangeInclusive<usize> = 32..=512;
 
 /// Reads the token in `path`, or creates it together with its directory.
@@ -24,7 +24,7 @@ pub fn read_or_create(path: &Path) -> io::Result<Secret> {
     }
     private_file::make_directory_of(path)?;
     match create(path) {
-        // Another instance was first.
+        // Another instance created it first.
         Err(error) if error.kind() == ErrorKind::AlreadyExists => read(path),
         other => other,
     }

@@ -1,7 +1,7 @@
 //! `GET tokens`: the state of a connection's tokens, in memory and in the store, with pagination.
 //!
-//! Invariants: profiles are in configuration order, subjects in the order of the store; a cursor names the last token of a
-//! page.
+//! Invariants: profiles are in configuration order, subjects in the order of the store; a cursor names the last token
+//! of a page.
 //! Not here: the JSON of a token (`view`).
 
 use std::sync::Arc;
@@ -83,7 +83,7 @@ pub async fn list(
     let wanted = filter.profile.as_deref().map(|profile| definition(bound, Some(profile))).transpose()?;
     let cursor = |text: &str| {
         let cursor = Cursor::parse(text, bound).filter(|_| subject.is_none());
-        cursor.ok_or_else(|| bad_request("`cursor` is not one of this list".to_owned()))
+        cursor.ok_or_else(|| bad_request("`cursor` does not belong to this list; start again without it".to_owned()))
     };
     let mut cursor = filter.cursor.as_deref().map(cursor).transpose()?;
     let mut found: Vec<TokenItem> = Vec::new();
@@ -122,27 +122,28 @@ async fn tokens(
     after: Option<Subject>,
     limit: usize,
 ) -> Result<Vec<TokenItem>, Problem> {
-    let (own, now) = (&definition.connection, admin.clock.now());
+    let (connection, now) = (&definition.connection, admin.clock.now());
     let in_memory = |slot: &Arc<TokenSlot>| (slot.key.clone(), view::token(slot, now));
     Ok(match (&definition.slots, subject) {
         (Some(Slots::Shared(slot)), None) => vec![in_memory(slot)],
         // A shared token has no subject.
         (Some(Slots::Shared(_)), Some(_)) | (None, _) => Vec::new(),
-        (Some(Slots::PerSubject(_)), None) => of_subjects(admin, own, after, limit).await?,
+        (Some(Slots::PerSubject(_)), None) => of_subjects(admin, connection, after, limit).await?,
         (Some(Slots::PerSubject(_)), Some(subject)) => {
-            let key = own.token_key(Some(subject.clone()));
+            let key = connection.token_key(Some(subject.clone()));
             if let Some(slot) = admin.cache.get(&key) {
                 return Ok(vec![in_memory(&slot)]);
             }
             let record = admin.cache.store().load(&key).await.transpose();
-            record.map(|record| stored(own, key, &record)).into_iter().collect()
+            record.map(|record| stored(connection, key, &record)).into_iter().collect()
         }
         // Tokens exchanged for callers' own tokens are only in memory.
         (Some(Slots::PerCallerToken(_)), subject) => {
             let is_wanted = |slot: &Arc<TokenSlot>| {
-                let TokenKey { connection, profile, subject: of } = &slot.key;
-                let is_own = *connection == own.name && *profile == own.profile;
-                is_own && of.is_some() && of.as_ref() > after.as_ref() && (subject.is_none() || of.as_ref() == subject)
+                let key = &slot.key;
+                let of = key.subject.as_ref();
+                let is_of_definition = key.connection == connection.name && key.profile == connection.profile;
+                is_of_definition && of.is_some() && of > after.as_ref() && (subject.is_none() || of == subject)
             };
             let mut slots: Vec<_> = admin.cache.list().into_iter().filter(is_wanted).collect();
             slots.sort_by(|one, other| one.key.cmp(&other.key));
@@ -153,24 +154,28 @@ async fn tokens(
 
 async fn of_subjects(
     admin: &Admin,
-    own: &Connection,
+    connection: &Connection,
     after: Option<Subject>,
     limit: usize,
 ) -> Result<Vec<TokenItem>, Problem> {
     let now = admin.clock.now();
     // A key without a subject sorts before all others of the profile.
-    let after = own.token_key(after);
-    let page =
-        admin.cache.store().list(&own.name, Some(&after), limit).await.map_err(|error| store_unavailable(&error))?;
-    let of_profile = page.into_iter().take_while(|(key, _)| key.profile == own.profile);
+    let after = connection.token_key(after);
+    let page = admin
+        .cache
+        .store()
+        .list(&connection.name, Some(&after), limit)
+        .await
+        .map_err(|error| store_unavailable(&error))?;
+    let of_profile = page.into_iter().take_while(|(key, _)| key.profile == connection.profile);
     let found = of_profile.map(|(key, record)| match admin.cache.get(&key) {
         Some(slot) => (key, view::token(&slot, now)),
-        None => stored(own, key, &record),
+        None => stored(connection, key, &record),
     });
     Ok(found.collect())
 }
 
-fn stored(own: &Connection, key: TokenKey, record: &Result<StoredToken, StoreError>) -> TokenItem {
-    let shown = view::stored(own, &key, record);
+fn stored(connection: &Connection, key: TokenKey, record: &Result<StoredToken, StoreError>) -> TokenItem {
+    let shown = view::stored(connection, &key, record);
     (key, shown)
 }

@@ -1,7 +1,7 @@
 //! `POST test`: sends one request with the connection's token and reports the status.
 //!
-//! Invariants: the URL matches a route of the connection and is dialed as the proxy would dial it; the token is sent only
-//! to an origin that it was granted for; no redirect is followed, no body is sent or shown.
+//! Invariants: the URL matches a route of the connection and is dialled as the proxy would dial it; the token is sent
+//! only to an origin that it was granted for; no redirect is followed, no body is sent or shown.
 //! Not here: the proxy, which the request does not pass through.
 
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub struct TrialRequest {
 pub struct Trial<'a> {
     url: Url,
     method: Method,
-    /// The origin that is dialed.
+    /// The origin that is dialled.
     origin: Origin,
     route: &'a Route,
     tls: &'a TlsProfile,
@@ -62,7 +62,7 @@ fn url_refused(detail: impl Into<String>) -> Problem {
 }
 
 impl<'a> Trial<'a> {
-    /// Checks the request against the routes that carry the token of this `definition`.
+    /// Checks the request against the routes that inject the token of this `definition`.
     pub fn new(
         bound: &'a BoundConnection,
         definition: &Connection,
@@ -157,8 +157,8 @@ impl<'a> Trial<'a> {
             .header(header::HOST, self.origin.authority())
             .header(header::USER_AGENT, USER_AGENT)
             .header(header::ACCEPT, HeaderValue::from_static("*/*"));
-        if let Some(own) = request.headers_mut() {
-            own.extend(headers);
+        if let Some(request_headers) = request.headers_mut() {
+            request_headers.extend(headers);
         }
         let request = request.body(Empty::new());
         let request = request.map_err(|_| url_refused("the URL cannot be sent"))?;
@@ -214,7 +214,7 @@ impl<'a> Trial<'a> {
             }
             Inject::Query { name } => {
                 let text = token.text_for(&self.origin).ok_or_else(denied)?;
-                query::remove(target, |own| own == name);
+                query::remove(target, |existing| existing == name);
                 *target = query::append(target, name, text)
                     .ok_or_else(|| url_refused("the URL is too long with the token"))?;
             }
@@ -285,13 +285,13 @@ fn origin(url: &Url) -> Result<Origin, Problem> {
 /// The route as a host route: a mount becomes one of its upstream.
 fn as_host_route(route: &Route) -> Option<Route> {
     let RouteMatch::Mount { upstream, base, .. } = &route.matches else { return Some(route.clone()) };
-    let mut own = route.clone();
+    let mut host_route = route.clone();
     let pattern = HostPattern::Exact(upstream.host.clone());
-    own.tls.upgrade = upstream.scheme == Scheme::Https;
-    own.matches = RouteMatch::Host { pattern, port: PortRule::Stated(upstream.port) };
+    host_route.tls.upgrade = upstream.scheme == Scheme::Https;
+    host_route.matches = RouteMatch::Host { pattern, port: PortRule::Stated(upstream.port) };
     let path = format!("{}{}", base.as_str(), route.path.as_str());
-    own.path = if path.is_empty() { PathPrefix::root() } else { PathPrefix::parse(&path)? };
-    Some(own)
+    host_route.path = if path.is_empty() { PathPrefix::root() } else { PathPrefix::parse(&path)? };
+    Some(host_route)
 }
 
 /// A URL that the route matches, if it names exactly one host.

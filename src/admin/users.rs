@@ -24,7 +24,7 @@ const TOKEN_FILE_USER: &str = "admin-token";
 const WRONG_TOKEN_DELAY: Duration = Duration::from_millis(100);
 pub const USER_UNKNOWN: &str = "user_unknown";
 
-/// The users and host names in force; a reload replaces them.
+/// The current users and host names; a reload replaces them.
 #[derive(Debug)]
 pub struct Access {
     state_dir: PathBuf,
@@ -52,7 +52,7 @@ impl Access {
         access
     }
 
-    /// Puts the users of `model` in force. Without any, the token in the token file is a manager's.
+    /// Applies the users of `model`. Without any, the token in the token file is a manager's.
     pub fn apply(&self, model: &Model) {
         let mut access = model.admin.clone();
         if access.users.is_empty() {

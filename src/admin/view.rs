@@ -15,7 +15,8 @@ use crate::token::slot::{Consent, RevocationOutcome, Revoked, SlotState, TokenSl
 
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
-    let shared: Vec<_> = bound.definitions.iter().filter_map(|own| own.slots.as_ref()?.shared()).collect();
+    let shared: Vec<_> =
+        bound.definitions.iter().filter_map(|definition| definition.slots.as_ref()?.shared()).collect();
     let states = shared.iter().map(|slot| slot.state());
     // The worst one; the first of several.
     let state = states.rev().max_by_key(|state| severity(state.name(now)));
@@ -84,15 +85,15 @@ fn severity(state: &str) -> Option<usize> {
     ["fresh", "due", "starting", "expired", "reauthorize", "misconfigured"].iter().position(|one| *one == state)
 }
 
-fn profile(own: &Connection) -> Value {
+fn profile(connection: &Connection) -> Value {
     json!({
-        "name": own.profile.as_str(),
-        "grant": own.grant.as_str(),
-        "scopes": own.scopes,
-        "audience": own.audience,
-        "resource": own.resource,
-        "authorize_params": set_names(&own.authorization.params),
-        "token_params": set_names(&own.token_params),
+        "name": connection.profile.as_str(),
+        "grant": connection.grant.as_str(),
+        "scopes": connection.scopes,
+        "audience": connection.audience,
+        "resource": connection.resource,
+        "authorize_params": set_names(&connection.authorization.params),
+        "token_params": set_names(&connection.token_params),
     })
 }
 
@@ -116,13 +117,13 @@ fn route(route: &Route) -> Value {
     };
     let mut inject = injection_point(&route.inject);
     if !route.others.is_empty() {
-        let own = (route.inject != Inject::Nothing).then_some(inject);
+        let first = (route.inject != Inject::Nothing).then_some(inject);
         let others = route.others.iter().map(|other| {
             let mut point = injection_point(&other.inject);
             point["connection"] = other.connection.as_str().into();
             point
         });
-        inject = own.into_iter().chain(others).collect();
+        inject = first.into_iter().chain(others).collect();
     }
     let set_headers = route.set_headers.iter().map(|(name, _)| (name.to_string(), json!({ "set": true })));
     let existing = match route.existing {
@@ -206,17 +207,17 @@ pub fn token(slot: &TokenSlot, now: Now) -> Value {
     })
 }
 
-/// A token of the definition `own` that is in the store and not in memory.
-pub fn stored(own: &Connection, key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
-    let (token, lifespan) = (record.as_ref().ok(), own.lifetimes.refresh_token);
-    let outdated = token.is_some_and(|token| own.grant.needs_person() && !token.matches(own));
+/// A token of this `connection` that is in the store and not in memory.
+pub fn stored(connection: &Connection, key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
+    let (token, lifespan) = (record.as_ref().ok(), connection.lifetimes.refresh_token);
+    let outdated = token.is_some_and(|token| connection.grant.needs_person() && !token.matches(connection));
     let ends = token.filter(|token| matches!(token.refresh, Refresh::Token(_))).and_then(|token| {
         let life = token.refresh_life;
         Some(life.since? + life.stated.or(lifespan)?)
     });
     let refused = token.and_then(|token| match &token.refresh {
         _ if outdated => Some(Consent::Changed.code()),
-        Refresh::Refused { error } if own.grant.needs_person() => Some(error.as_str()),
+        Refresh::Refused { error } if connection.grant.needs_person() => Some(error.as_str()),
         // The connection's own grant gets the next token.
         Refresh::Refused { .. } => None,
         Refresh::None | Refresh::Token(_) => None,
@@ -303,10 +304,10 @@ mod tests {
     #[test]
     fn a_refused_refresh_token_requires_a_person_only_if_the_grant_does() {
         for (grant, state) in [(Grant::ClientCredentials, "idle"), (Grant::AuthorizationCode, "reauthorize")] {
-            let own = Connection { grant, ..Connection::sample("crm") };
+            let definition = Connection { grant, ..Connection::sample("crm") };
             let record = StoredToken {
-                identity: own.identity(),
-                origins: Arc::new(own.origins()),
+                identity: definition.identity(),
+                origins: Arc::new(definition.origins()),
                 access_token: AccessToken::parse("t").unwrap(),
                 obtained: Now { boot: BootTime::default(), wall: WallTime::default() },
                 lifetime: Duration::from_secs(60),
@@ -315,7 +316,7 @@ mod tests {
                 refresh_life: RefreshLife::default(),
                 version: 1,
             };
-            assert_eq!(stored(&own, &own.token_key(None), &Ok(record))["state"], state);
+            assert_eq!(stored(&definition, &definition.token_key(None), &Ok(record))["state"], state);
         }
     }
 }

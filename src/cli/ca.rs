@@ -147,17 +147,17 @@ fn write(certificate: &Path, certificate_pem: &str, key: &Path, key_pem: &str) -
 pub fn export(certificate: &Path, bundle: bool) -> Result<String, String> {
     let pem =
         std::fs::read(certificate).map_err(|error| format!("{} cannot be read: {error}", certificate.display()))?;
-    let own = authority::read_certificates(&pem).map_err(|error| format!("{} {error}", certificate.display()))?;
+    let chain = authority::read_certificates(&pem).map_err(|error| format!("{} {error}", certificate.display()))?;
     let roots: Vec<CertificateDer<'static>> = if bundle { tls::platform_roots() } else { Vec::new() };
     if bundle && roots.is_empty() {
         return Err("the system has no roots for a bundle; install the package ca-certificates".to_owned());
     }
-    let expired = own.first().and_then(tls::expiry).filter(|end| *end <= Clock::system().now().wall);
+    let expired = chain.first().and_then(tls::expiry).filter(|end| *end <= Clock::system().now().wall);
     if let Some(end) = expired {
         let date = httpdate::fmt_http_date(end.to_system());
         eprintln!("warning: {} expired on {date}; create a new CA with `keybearer ca init`", certificate.display());
     }
-    Ok(tls::to_pem(own.iter().chain(&roots)))
+    Ok(tls::to_pem(chain.iter().chain(&roots)))
 }
 
 fn print(text: &str) -> ExitCode {

@@ -66,7 +66,7 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
     }
 }
 
-/// Facts that are no problem but worth knowing before the configuration is applied.
+/// Notes: not problems, but worth knowing before the configuration is applied.
 fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
     let relayed = relays_https(model).then(|| RELAYED.to_owned());
     relayed.into_iter().chain(consent::notes(model, opener)).collect()
@@ -75,7 +75,7 @@ fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
 const RELAYED: &str = "without `interception`, requests to https:// URLs, for which programs send CONNECT, are relayed without a \
                        token; http:// URLs and mounts get theirs";
 
-/// Does a route exist whose HTTPS requests would get a token only with interception?
+/// True if some route needs interception for its HTTPS requests to get a token.
 fn relays_https(model: &Model) -> bool {
     let hosted = |route: &&Route| matches!(route.matches, RouteMatch::Host { .. }) && route.tls.upgrade;
     let mut routes = model.connections.iter().flat_map(|connection| &connection.routes).filter(hosted);

@@ -157,7 +157,7 @@ impl Progress {
             let _ = write!(std::io::stderr(), "\rwaiting for you in the browser … {}:{:02} ", minutes, seconds % 60);
         } else if minutes > self.minutes || seconds == 0 && self.minutes == 0 {
             self.minutes = minutes.max(1);
-            let _ = writeln!(std::io::stderr(), "waiting for the person for {minutes} min");
+            let _ = writeln!(std::io::stderr(), "still waiting for the person ({minutes} min)");
         }
     }
 

@@ -149,7 +149,7 @@ impl ProxyArguments {
         let Loaded { model, .. } = config::load(&path, opener()).map_err(refused)?;
         let mut proxy = self.proxy_url(&model)?;
         if let Some(caller) = &self.caller {
-            let name = model.callers.iter().map(|own| &own.name).find(|name| name.as_str() == caller);
+            let name = model.callers.iter().map(|configured| &configured.name).find(|name| name.as_str() == caller);
             let name =
                 name.ok_or_else(|| Failed::Other(format!("no caller is named `{caller}` in the configuration")))?;
             if let Some(secret) = config::caller_secret(&path, name, opener()).map_err(refused)? {
@@ -168,13 +168,13 @@ impl ProxyArguments {
         variables.push(("NODE_USE_ENV_PROXY", "1".to_owned()));
         let mut java = java::proxy_options(&proxy, &no_proxy);
         if let Some(interception) = &model.interception {
-            let own = &interception.chain[..];
+            let chain = &interception.chain[..];
             let platform = tls::platform_roots();
             if platform.is_empty() {
                 eprintln!("warning: the system has no roots; programs will trust only the interception CA");
             }
-            let all = || own.iter().chain(&platform);
-            let ca = write_state_file(&model, "interception-ca.pem", tls::to_pem(own).as_bytes())?;
+            let all = || chain.iter().chain(&platform);
+            let ca = write_state_file(&model, "interception-ca.pem", tls::to_pem(chain).as_bytes())?;
             let bundle = write_state_file(&model, "interception-bundle.pem", tls::to_pem(all()).as_bytes())?;
             let store = write_state_file(&model, "interception-bundle.jks", &java::trust_store(all()))?;
             // These replace the roots that a program trusts by default.
@@ -239,8 +239,8 @@ impl ProxyArguments {
                 _ => None,
             })
             .collect();
-        let own = [("localhost", "localhost"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")];
-        let own = own.iter().filter(|(_, host)| !routed.iter().any(|routed| routed == host)).map(|(name, _)| *name);
+        let local = [("localhost", "localhost"), ("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")];
+        let local = local.iter().filter(|(_, host)| !routed.iter().any(|routed| routed == host)).map(|(name, _)| *name);
         let Inherited { no_proxy_large, no_proxy_small, .. } = &self.inherited;
         let given = match &self.no_proxy {
             Some(given) => [Some(given), None],
@@ -249,7 +249,7 @@ impl ProxyArguments {
         let before = given.into_iter().flatten().flat_map(|text| text.split(','));
         let before = before.map(str::trim).filter(|name| !name.is_empty());
         let mut names: Vec<&str> = Vec::new();
-        for name in before.chain(own) {
+        for name in before.chain(local) {
             if !names.contains(&name) {
                 names.push(name);
             }
@@ -260,22 +260,22 @@ impl ProxyArguments {
 
 /// PHP_INI_SCAN_DIR with our directory appended. An empty entry means PHP's default directory, an empty value means
 /// none.
-fn php_scan_dirs(before: Option<&str>, own: &str) -> String {
+fn php_scan_dirs(before: Option<&str>, ours: &str) -> String {
     match before {
-        Some("") => own.to_owned(),
-        Some(before) if before.split(':').any(|directory| directory == own) => before.to_owned(),
-        Some(before) => format!("{before}:{own}"),
-        None => format!(":{own}"),
+        Some("") => ours.to_owned(),
+        Some(before) if before.split(':').any(|directory| directory == ours) => before.to_owned(),
+        Some(before) => format!("{before}:{ours}"),
+        None => format!(":{ours}"),
     }
 }
 
 /// The first listener usable through a proxy variable, as reachable from this machine.
 fn listener(model: &Model, caller: Option<&str>) -> Option<String> {
-    let caller = model.callers.iter().find(|own| Some(own.name.as_str()) == caller);
+    let caller = model.callers.iter().find(|configured| Some(configured.name.as_str()) == caller);
     let bound: &[Name] = caller.map_or(&[], |caller| &caller.listeners);
-    let mut usable = model.listeners.proxy.iter().filter(|own| bound.is_empty() || bound.contains(&own.name));
-    usable.find_map(|own| match own.at {
-        ListenAt::Address(address) if !own.secure => Some(reachable(address).to_string()),
+    let mut usable = model.listeners.proxy.iter().filter(|listener| bound.is_empty() || bound.contains(&listener.name));
+    usable.find_map(|listener| match listener.at {
+        ListenAt::Address(address) if !listener.secure => Some(reachable(address).to_string()),
         _ => None,
     })
 }

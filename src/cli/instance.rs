@@ -194,7 +194,7 @@ pub fn print_line(text: &str) {
 }
 
 impl InstanceArguments {
-    /// Is the instance given by its address, rather than by the configuration?
+    /// True if the instance is given by its address rather than by the configuration.
     pub fn has_address(&self) -> bool {
         self.admin.is_some()
     }

@@ -18,7 +18,7 @@ pub struct AdminFile {
     /// Users of the admin API. Absent or empty: a manager token is kept in the state directory.
     #[schemars(extend("examples" = [[{"name": "ops", "role": "operator", "token": {"env": "OPS_TOKEN"}}]]))]
     pub users: Field<shape::List<UserFile>>,
-    /// Further Host values that the admin listener accepts.
+    /// Additional Host values that the admin listener accepts.
     #[schemars(extend("examples" = [["keys.example"]]))]
     pub hosts: Field<shape::List<shape::Text>>,
     /// Whether connections may be changed over the API. Not built yet: only false is accepted, and files are the only

@@ -14,19 +14,19 @@ pub struct TimeoutsFile {
     /// Deadline for a request head, from its first byte to its last.
     #[schemars(extend("default" = "30s"))]
     pub client_head: Field<shape::Wait>,
-    /// Longest time a request waits for a token.
+    /// How long a request waits for a token.
     #[schemars(extend("default" = "10s"))]
     pub token_wait: Field<shape::Wait>,
-    /// Name resolution, TCP connect and TLS handshake together.
+    /// Timeout for name resolution, TCP connect and TLS handshake together.
     #[schemars(extend("default" = "5s"))]
     pub connect: Field<shape::Wait>,
-    /// From the end of the request to the response head.
+    /// Timeout from the end of the request to the response head.
     #[schemars(extend("default" = "60s"))]
     pub response_head: Field<shape::Wait>,
-    /// Longest silence within a body or a tunnel.
+    /// Idle timeout of a body or a tunnel.
     #[schemars(extend("default" = "5m"))]
     pub idle: Field<shape::Wait>,
-    /// Idle time of a kept-alive connection between two requests, downstream and upstream.
+    /// Idle timeout of a keep-alive connection between requests, downstream and upstream.
     #[schemars(extend("default" = "50s"))]
     pub keep_alive: Field<shape::Wait>,
     /// Grace period for requests in flight after SIGTERM.
@@ -39,7 +39,7 @@ impl Keys for TimeoutsFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "limits", deny_unknown_fields)]
 pub struct LimitsFile {
-    /// Open downstream connections; fewer where the limit of open files is low.
+    /// Open downstream connections; fewer if the open-file limit is low.
     #[schemars(range(min = 1, max = COUNT_MAX), extend("default" = 10000))]
     pub downstream_connections: Field<shape::Integer>,
     /// Requests in flight to one upstream.

@@ -43,7 +43,7 @@ pub struct CallerFile {
     /// Client certificate that the caller presents at a listener with `client_ca`.
     #[schemars(extend("examples" = [{"san": ["billing.svc"]}]))]
     pub certificate: Field<CallerCertificateFile>,
-    /// Subjects that the caller may act for, on connections with a token for each subject; `team-*` matches a prefix.
+    /// Subjects that the caller may act for, on connections with `tokens: per_subject`; `team-*` matches a prefix.
     /// Absent: only the caller's own name.
     #[schemars(extend("examples" = [["alice", "team-*"]]))]
     pub subjects: Field<shape::List<shape::Text>>,

@@ -21,7 +21,7 @@ pub struct EgressFile {
     /// Private networks that any name may resolve to; true: all of them.
     #[schemars(extend("default" = [], "examples" = [["10.20.0.0/16"], true]))]
     pub allow_private: Field<shape::Either<shape::List<shape::Network>, shape::Boolean>>,
-    /// Ports that may be reached where no route names the host and port, with CONNECT or without.
+    /// Ports that may be reached if no route names the host and port, with or without CONNECT.
     #[schemars(extend("default" = [443, 80]))]
     pub connect_ports: Field<shape::List<shape::Port>>,
     /// Egress proxy for upstreams, tunnels and token endpoints: a URL, or a map with one. A name under `hosts` is
@@ -33,8 +33,8 @@ pub struct EgressFile {
         ]
     ))]
     pub proxy: Field<shape::Either<shape::Url, ForwardProxyFile>>,
-    /// Hosts reached without the egress proxy: names with their subdomains, addresses, networks or `*`; `:PORT`
-    /// restricts an entry to one port.
+    /// Hosts that bypass the egress proxy: names with their subdomains, addresses, networks or `*`; `:PORT` restricts
+    /// an entry to one port.
     #[schemars(extend("examples" = [[".internal", "10.0.0.0/8"]]))]
     pub no_proxy: Field<shape::List<shape::Text>>,
 }

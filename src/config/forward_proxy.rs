@@ -12,10 +12,10 @@ pub struct ForwardProxyFile {
     /// URL of the proxy: http or https, host and port.
     #[schemars(required, extend("examples" = ["http://proxy.acme.test:3128"]))]
     pub url: Field<shape::Url>,
-    /// User name at the proxy.
+    /// User name for the proxy.
     #[schemars(extend("examples" = ["keybearer"]))]
     pub username: Field<shape::Text>,
-    /// Password at the proxy.
+    /// Password for the proxy.
     #[schemars(extend("examples" = [{"file": "/run/secrets/proxy"}]))]
     pub password: Field<shape::Secret>,
     /// PEM files of the CAs that sign an https proxy's certificate, or of that certificate itself.
@@ -49,7 +49,7 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
             username.zip(secret::secret(&password, sink))
         }
         (Some(one), None) | (None, Some(one)) => {
-            one.problem(sink, "`username` and `password` go together", "write both, or neither");
+            one.problem(sink, "`username` and `password` must be set together", "write both, or neither");
             None
         }
     };

@@ -49,7 +49,7 @@ pub struct ListenerFile {
     /// Permits an address beyond loopback without configured callers or users.
     #[schemars(extend("default" = false))]
     pub open: Field<shape::Boolean>,
-    /// Octal permissions of a Unix socket. Absent: 0600, its owner alone.
+    /// Octal permissions of a Unix socket. Absent: 0600, owner only.
     #[schemars(extend("examples" = ["0660"]))]
     pub mode: Field<shape::Text>,
     /// Terminates TLS at this proxy listener.

@@ -16,8 +16,8 @@ pub struct LogFile {
     /// auto: text on a terminal, otherwise one JSON object per line.
     #[schemars(extend("default" = "auto"))]
     pub format: Field<shape::OneOf<LogFormat>>,
-    /// Which requests are logged, never with their query. errors: those that Keybearer itself answered with an error,
-    /// and responses that the upstream cut off.
+    /// Which requests are logged; the query never is. errors: requests that Keybearer itself answered with an error,
+    /// and those whose response the upstream cut off.
     #[schemars(extend("default" = "errors"))]
     pub requests: Field<shape::OneOf<LogRequests>>,
 }
@@ -42,7 +42,8 @@ impl Keys for TracingFile {}
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "audit", deny_unknown_fields)]
 pub struct AuditFile {
-    /// off: nowhere. log: as lines of the log. A file: as JSON lines appended to it; it may be rotated by renaming it.
+    /// off: no audit. log: records are lines of the log. A file: records are appended as JSON lines; rotate it by
+    /// renaming it.
     #[schemars(extend("default" = "log", "examples" = ["off", {"file": "/var/log/keybearer/audit.jsonl"}]))]
     pub to: Field<shape::Either<shape::OneOf<Audit>, AuditToFile>>,
 }

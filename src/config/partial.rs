@@ -13,7 +13,7 @@ use super::{caller, listener, load, store};
 use crate::model::secret::{Secret, Vault};
 use crate::model::{Name, StoreSettings};
 
-/// Where the instance that runs a configuration listens, and where it keeps its admin token.
+/// Admin addresses of the instance that runs a configuration, and the directory with its admin token.
 #[derive(Debug)]
 pub struct InstanceLocation {
     /// With port 0, only the instance's log has the real port.
@@ -50,7 +50,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// The store and the state directory of a configuration; problems of other keys are ignored.
 ///
 /// # Errors
-/// The problems of those two keys, and of the file as a whole.
+/// The problems of those two keys, and of the whole file.
 pub fn store_of(path: &Path) -> Result<(StoreSettings, PathBuf), Problems> {
     let mut sink = Sink::default();
     let source = load::read(path, &mut sink);

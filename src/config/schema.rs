@@ -132,7 +132,7 @@ mod tests {
         let mut absent = connection.clone();
         absent["routes"] = json!([route]);
         let mut explicit = with_defaults(connection, &defaults("connection"));
-        // It applies only to `send_credentials: basic`.
+        // The key applies only to `send_credentials: basic`.
         assert_eq!(explicit.as_object_mut().unwrap().remove("basic_encoding"), Some("form".into()));
         for part in ["authorization_server", "token_request", "token_response"] {
             explicit[part] = defaults(part);

@@ -22,8 +22,8 @@ pub struct StoreFile {
     /// Tokens are kept in memory and lost when the process ends.
     #[schemars(extend("examples" = [{}]))]
     pub memory: Field<MemoryFile>,
-    /// Redis or Valkey, shared by replicas: one of them requests each token. Requires `seal_key`, the same for all
-    /// replicas.
+    /// Redis or Valkey, shared by replicas; each token is requested by one of them. Requires `seal_key`, the same for
+    /// all replicas.
     #[schemars(extend(
         "examples" = [
             {
@@ -46,8 +46,8 @@ impl Keys for StoreFile {}
 #[serde(rename = "redis", deny_unknown_fields)]
 pub struct RedisFile {
     /// `redis://HOST:PORT/DATABASE`, `rediss://…` with TLS, or `unix:///PATH`; with `sentinel_primary` a list of
-    /// sentinels, with `cluster` of nodes. Credentials have keys of their own; sentinels that require credentials get
-    /// the same ones.
+    /// sentinels, with `cluster` of nodes. Credentials go into `username` and `password`; sentinels that require
+    /// credentials get the same ones.
     #[schemars(required, extend(
         "examples" = ["rediss://redis.internal:6380/0", ["redis://sentinel-1:26379", "redis://sentinel-2:26379"]]
     ))]
@@ -65,7 +65,7 @@ pub struct RedisFile {
     /// Prefix of every key and of the channel for change notifications.
     #[schemars(extend("default" = "keybearer:"))]
     pub key_prefix: Field<shape::Text>,
-    /// Name by which the sentinels know the primary.
+    /// Name of the primary in the configuration of the sentinels.
     #[schemars(extend("examples" = ["mymaster"]))]
     pub sentinel_primary: Field<shape::Text>,
     /// Whether the server is a cluster; `url` then lists some of its nodes.
@@ -182,7 +182,7 @@ fn redis_kind(section: &Section<'_, RedisFile>, sink: &mut Sink) -> RedisKind {
         (None, false) => RedisKind::Server,
         (primary, true) => {
             if let Some(node) = cluster.filter(|_| primary.is_some()) {
-                node.problem(sink, "`cluster` and `sentinel_primary` exclude each other", "keep one of the two");
+                node.problem(sink, "`cluster` and `sentinel_primary` are mutually exclusive", "keep one of the two");
             }
             RedisKind::Cluster
         }

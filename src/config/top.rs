@@ -31,7 +31,7 @@ pub struct TopFile {
     /// When /readyz reports ready.
     #[schemars(extend("examples" = [{"wait_for_tokens": "5s"}]))]
     pub readiness: Field<ReadinessFile>,
-    /// Directories whose `*.yaml` files hold further `connections`.
+    /// Directories whose `*.yaml` files contain additional `connections`.
     #[schemars(extend("examples" = [["connections/"]]))]
     pub include: Field<shape::List<shape::Text>>,
     /// Host names and the addresses to dial for them, `IP` or `IP:PORT`, instead of DNS. A name listed here may have a

@@ -141,7 +141,7 @@ impl Names {
         }))
     }
 
-    /// At least one address, and at most [`ADDRESSES_MAX`]. The caller sets the deadline.
+    /// At least one address, and at most [`ADDRESSES_MAX`]. Sets no deadline itself.
     pub async fn addresses(&self, name: &str, class: Class, turn: &Turn) -> io::Result<Vec<IpAddr>> {
         loop {
             let mut search = match self.find(name, class, turn) {
@@ -185,8 +185,8 @@ impl Names {
         }
     }
 
-    /// Subscribes to the search; queues a lookup, unless one of this turn is queued or any runs. Unless it is for the
-    /// `background`, a queued lookup is cancelled with its last waiter.
+    /// Subscribes to the search; queues a lookup, unless this turn has one queued, or one is running. Unless it is for
+    /// the `background`, a queued lookup is cancelled with its last waiter.
     fn join(&self, name: &str, class: Class, turn: &Turn, entry: &mut Entry, background: bool) -> watch::Receiver<()> {
         let search = entry.search.get_or_insert_with(|| Search {
             waiters: watch::Sender::default(),
@@ -269,7 +269,9 @@ impl Lookup {
 
     fn fail_unless_others_wait(&self) {
         if let Some(entry) = self.names.cache().peek_mut(&self.name)
-            && self.search(entry).is_some_and(|search| search.queued.as_ref().is_some_and(|own| own.turns.len() == 1))
+            && self
+                .search(entry)
+                .is_some_and(|search| search.queued.as_ref().is_some_and(|queued| queued.turns.len() == 1))
         {
             entry.failure = Some(("too many lookups are queued".to_owned(), Instant::now()));
         }

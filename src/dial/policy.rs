@@ -1,8 +1,8 @@
 //! Egress policy: which addresses may be dialled.
 //!
 //! A private address needs a host that the configuration names, or a network in `egress.allow_private`. Link-local,
-//! metadata, unspecified and multicast addresses and our own listeners need a route that names that very address. A
-//! literal address in a route or URL is permitted at that port alone, and only to requests that name the address
+//! metadata, unspecified and multicast addresses and our own listeners need a route that names that exact address. A
+//! literal address in a route or URL is permitted only on that port, and only to requests that name the address
 //! literally. An address that embeds others (IPv4-mapped, NAT64, 6to4, Teredo) is judged by each of them, since its
 //! packets are sent there.
 
@@ -35,15 +35,15 @@ pub struct AddressPolicy {
     routed: HashSet<(IpAddr, Option<u16>)>,
     /// Literal addresses in the URLs of connections. They may be private, but not special.
     endpoints: HashSet<(IpAddr, u16)>,
-    own: Vec<SocketAddr>,
+    own_listeners: Vec<SocketAddr>,
 }
 
 impl AddressPolicy {
-    /// `own` are the real addresses of our listeners.
-    pub fn new(model: &Model, own: &[Listener]) -> AddressPolicy {
+    /// `listeners` are our own, with their actual addresses.
+    pub fn new(model: &Model, listeners: &[Listener]) -> AddressPolicy {
         let mut policy = AddressPolicy {
             allow_private: model.egress.allow_private.clone(),
-            own: own.iter().map(|listener| listener.address).collect(),
+            own_listeners: listeners.iter().map(|listener| listener.address).collect(),
             ..AddressPolicy::default()
         };
         policy.named.extend(model.hosts.iter().map(|entry| entry.host.clone()));
@@ -81,8 +81,8 @@ impl AddressPolicy {
     }
 
     #[cfg(test)]
-    pub fn with_own(own: Vec<SocketAddr>) -> AddressPolicy {
-        AddressPolicy { own, ..AddressPolicy::default() }
+    pub fn with_own_listeners(own_listeners: Vec<SocketAddr>) -> AddressPolicy {
+        AddressPolicy { own_listeners, ..AddressPolicy::default() }
     }
 
     /// The same policy, under which `host` may have a private address, at any port.
@@ -91,22 +91,25 @@ impl AddressPolicy {
         self
     }
 
-    /// Whether the configuration names exactly this host.
+    /// True if the configuration names exactly this host.
     pub fn names(&self, host: &Host) -> bool {
         self.named.contains(host)
     }
 
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
-        let is_own = |ip: &IpAddr| self.own.iter().any(|own| own.port() == address.port() && accepts_at(own.ip(), *ip));
+        let is_own = |ip: &IpAddr| {
+            self.own_listeners.iter().any(|own| own.port() == address.port() && accepts_at(own.ip(), *ip))
+        };
         delivered_to(address.ip().to_canonical()).iter().any(is_own)
     }
 
-    /// Whether one of our listeners accepts connections at both `address` and `local`.
+    /// True if one of our listeners accepts connections at both `address` and `local`.
     pub fn is_same_listener(&self, address: SocketAddr, local: SocketAddr) -> bool {
         let (ports, local_ip) = ((address.port(), local.port()), local.ip().to_canonical());
-        let here = self.own.iter().filter(|own| ports == (own.port(), own.port()) && accepts_at(own.ip(), local_ip));
+        let here =
+            self.own_listeners.iter().filter(|own| ports == (own.port(), own.port()) && accepts_at(own.ip(), local_ip));
         let targets = delivered_to(address.ip().to_canonical());
-        here.into_iter().any(|own| targets.iter().any(|ip| accepts_at(own.ip(), *ip)))
+        here.into_iter().any(|listener| targets.iter().any(|ip| accepts_at(listener.ip(), *ip)))
     }
 
     /// Checks whether `host`, which resolved to `address`, may be dialled.
@@ -133,10 +136,10 @@ impl AddressPolicy {
     }
 }
 
-/// Whether a listener bound to `own` accepts connections at `ip`. A wildcard listener does at every address of this
-/// machine.
-fn accepts_at(own: IpAddr, ip: IpAddr) -> bool {
-    own.to_canonical() == ip || (own.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok())
+/// True if a listener bound to `listener` accepts connections at `ip`. A wildcard listener does at every address of
+/// this machine.
+fn accepts_at(listener: IpAddr, ip: IpAddr) -> bool {
+    listener.to_canonical() == ip || (listener.is_unspecified() && UdpSocket::bind((ip, 0)).is_ok())
 }
 
 /// Where packets to a canonical address are delivered: to the IPv4 addresses that it embeds, else to itself.
@@ -208,7 +211,7 @@ mod tests {
             ]
             .into(),
             endpoints: [("127.0.0.1".parse().unwrap(), 9000), ("127.0.0.1".parse().unwrap(), 8080)].into(),
-            own: vec![
+            own_listeners: vec![
                 "127.0.0.1:8080".parse().unwrap(),
                 "0.0.0.0:8082".parse().unwrap(),
                 "127.0.0.1:8083".parse().unwrap(),

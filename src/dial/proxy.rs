@@ -1,6 +1,6 @@
 //! Egress through a forward proxy: CONNECT for TLS and tunnels, absolute form for cleartext requests.
 //!
-//! Invariants: names are sent to the proxy unresolved; its credentials are sent to it alone; its response to CONNECT is
+//! Invariants: names are sent to the proxy unresolved; its credentials are sent only to it; its response to CONNECT is
 //! bounded, and no byte after that response is consumed.
 
 use std::io::{self, IoSlice};

@@ -66,7 +66,7 @@ fn hosts_may_map_a_name_to_our_own_listener() {
         HostOverride { host: Host::parse(word()).unwrap(), address: word().parse().unwrap(), port: word().parse().ok() }
     });
     let own = ["127.0.0.1:8080", "127.0.0.1:8081", "127.0.0.9:8080"].map(|text| text.parse().unwrap());
-    let policy = AddressPolicy::with_own(own.to_vec());
+    let policy = AddressPolicy::with_own_listeners(own.to_vec());
     let dialer =
         Dialer::new(NetworkSettings { hosts: &model_hosts, policy, egress_proxy: None }, &Tasks::default(), None);
     let check = |authority: &str, local: Option<&str>, expected: OwnListener| {

@@ -74,7 +74,7 @@ fn no_newcomer_overtakes_a_waiter() {
     let first = inside(enter(&gate, 1, 8));
     let waiting = queued(enter(&gate, 1, 8));
     drop(first);
-    assert!(gate.try_enter(bounds(1, 0)).is_none(), "the permit is the waiter's, although it has not been polled yet");
+    assert!(gate.try_enter(bounds(1, 0)).is_none(), "the permit belongs to the waiter even before it is polled");
     drop(waiting.now_or_never().unwrap());
     assert!(gate.try_enter(bounds(1, 0)).is_some());
 }
@@ -155,7 +155,7 @@ fn take_all(gate: &Arc<Gate>, permits: usize, turn: &Turn) -> Vec<Permit> {
 }
 
 #[test]
-fn one_caller_leaves_permits_to_others() {
+fn one_caller_cannot_exhaust_the_permits() {
     for (permits, first, second) in [(1, 1, 0), (2, 2, 0), (8, 8, 0), (16, 15, 1), (100, 94, 6), (200, 188, 11)] {
         let gate = Arc::new(Gate::default());
         let greedy = take_all(&gate, permits, &caller("a"));
@@ -255,6 +255,6 @@ fn storm(bounds: Bounds) {
     if bounds.sharing == Sharing::Unbounded {
         assert_eq!(most.load(Ordering::SeqCst), bounds.permits, "all permits are used");
     }
-    assert_eq!(gate.state.load(Ordering::SeqCst), 0, "all permits are released, and none waits");
+    assert_eq!(gate.state.load(Ordering::SeqCst), 0, "all permits are released, and no request waits");
     assert!(gate.lock().is_empty());
 }

@@ -36,7 +36,7 @@ impl Thumbprint {
     }
 }
 
-/// Whether the first certificate of `pem` is for `key`; always false for a shared secret.
+/// True if the first certificate of `pem` is for `key`; always false for a shared secret.
 ///
 /// # Errors
 /// If there is none, or it cannot be parsed.

@@ -8,6 +8,7 @@ use rustls::pki_types::SubjectPublicKeyInfoDer;
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
 
+use super::certificate::CertificateError;
 use super::*;
 
 // Generated with OpenSSL 3 for these tests only, including the public keys and certificates.
@@ -183,10 +184,10 @@ fn a_certificate_of_another_key_does_not_match() {
         (P256_SEC1, Algorithm::ES256, P256_CERTIFICATE),
         (ED25519, Algorithm::EdDSA, ED25519_CERTIFICATE),
     ];
-    for (pem, algorithm, own) in keys {
+    for (pem, algorithm, matching) in keys {
         let key = from_pem(pem, algorithm).unwrap();
         for (_, _, certificate) in keys {
-            assert_eq!(certificate_matches(&key, certificate.as_bytes()), Ok(certificate == own));
+            assert_eq!(certificate_matches(&key, certificate.as_bytes()), Ok(certificate == matching));
         }
     }
     let shared = SigningKey::from_secret(&Secret::new(SHARED), Algorithm::HS256).unwrap();

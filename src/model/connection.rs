@@ -32,44 +32,59 @@ pub use token_format::*;
 /// A configured OAuth link: how its token is acquired, and which requests get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
+    /// Unique among all connections; the label `connection` of metrics.
     pub name: Name,
-    /// Which definition this is: `default`, or one of `profiles`.
+    /// Name of this definition: `default`, or one of `profiles`.
     pub profile: Name,
     /// Other definitions of the same client, in configuration order; their own `profiles` are empty.
     pub profiles: Vec<Arc<Connection>>,
     /// An inactive connection keeps its routes, and their requests are refused.
     pub active: bool,
+    /// Free text for people; the admin API shows it.
     pub comments: Option<String>,
     /// Variables of the script; a value may be a key, so all are secrets.
     pub variables: Vec<(String, Secret)>,
+    /// How the first token is acquired, with the parameters of the grant.
     pub grant: Grant,
     /// `grant_type` of the first token request, if the server has its own name for the grant.
     pub grant_type: Option<String>,
+    /// Client identifier at the authorization server (RFC 6749 §2.2).
     pub client_id: String,
+    /// How token and revocation requests authenticate the client.
     pub client_auth: ClientAuth,
     /// Client certificate for the token and the revocation endpoint, with any `client_auth`.
     pub mutual_tls: Option<ClientCertificate>,
+    /// Endpoints of the authorization server: configured, or from its metadata.
     pub endpoints: Endpoints,
     /// For the `authorization_code` grant.
     pub authorization: Authorization,
+    /// How the OAuth endpoints are reached: roots, egress proxy, timeout.
     pub authorization_server: AuthorizationServer,
     /// In configuration order, without duplicates.
     pub scopes: Vec<String>,
     /// Names for `scopes`, each with the scopes that it stands for.
     pub available_scopes: Vec<(String, Vec<String>)>,
+    /// The `audience` of token requests; not in RFC 6749, but required by some servers.
     pub audience: Option<String>,
+    /// The `resource` of token requests (RFC 8707).
     pub resource: Option<String>,
     /// Extra parameters of every token request.
     pub token_params: Vec<(String, String)>,
+    /// Encoding and headers of token requests.
     pub token_request: TokenRequestFormat,
+    /// Where a token response has its members, for servers that depart from RFC 6749.
     pub token_response: TokenResponseFormat,
+    /// Edits the token request and the token response.
     pub script: Option<ScriptSource>,
+    /// Defaults and safety margins for the lifetimes of tokens.
     pub lifetimes: Lifetimes,
+    /// Whether callers share one token.
     pub tokens: Tokens,
     /// A response that matches any of them rejects the token.
     pub token_rejected: Vec<RejectionSign>,
     /// Callers that may use it; `None`: all.
     pub accessible_from: Option<Vec<Name>>,
+    /// In configuration order; the router orders them by precedence.
     pub routes: Vec<Route>,
     /// Origins of other connections' routes that inject this connection's token.
     pub extra_origins: Vec<RouteOrigin>,
@@ -102,7 +117,7 @@ pub struct ScriptSource {
     pub text: String,
 }
 
-/// Who shares the tokens of a connection.
+/// Whether callers share the token of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Tokens {
     /// One token for all callers of the connection.

@@ -1,4 +1,4 @@
-//! Which hosts may be reached, and through which egress proxy.
+//! Egress settings: the hosts that may be reached, and the egress proxy.
 
 use ipnet::IpNet;
 
@@ -69,8 +69,9 @@ impl Bypass {
         let at = |wanted: &Option<u16>| wanted.is_none_or(|wanted| wanted == port);
         match (self, host) {
             (Bypass::All, _) => true,
-            (Bypass::Name(name, wanted), Host::Name(own)) => {
-                let below = own.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+            (Bypass::Name(name, wanted), Host::Name(host_name)) => {
+                let below =
+                    host_name.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
                 below && at(wanted)
             }
             (Bypass::Network(network, wanted), Host::Ip(ip)) => network.contains(&ip.to_canonical()) && at(wanted),

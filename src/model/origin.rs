@@ -10,13 +10,17 @@ use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
+/// How an origin is reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Scheme {
+    /// Cleartext.
     Http,
+    /// TLS.
     Https,
 }
 
 impl Scheme {
+    /// 80 or 443 (RFC 9110 §4.2).
     pub fn default_port(self) -> u16 {
         match self {
             Scheme::Http => 80,
@@ -24,6 +28,7 @@ impl Scheme {
         }
     }
 
+    /// As in a URL, in lower case.
     pub fn as_str(self) -> &'static str {
         match self {
             Scheme::Http => "http",
@@ -128,7 +133,9 @@ pub enum HostError {
 /// A host with an optional port.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Authority {
+    /// In canonical form.
     pub host: Host,
+    /// `None`: the default port of the scheme.
     pub port: Option<u16>,
 }
 
@@ -158,12 +165,16 @@ pub fn parse_port(text: &str) -> Result<u16, HostError> {
 /// Scheme, host and port (RFC 6454): where a request goes and where a token may go.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Origin {
+    /// Decides the default port, and whether the connection uses TLS.
     pub scheme: Scheme,
+    /// In canonical form; also the SNI and the name in the certificate, unless a route overrides them.
     pub host: Host,
+    /// Never 0; the default port of the scheme is filled in.
     pub port: u16,
 }
 
 impl Origin {
+    /// Fills in the default port of `scheme`.
     pub fn new(scheme: Scheme, authority: Authority) -> Origin {
         let port = authority.port.unwrap_or(scheme.default_port());
         Origin { scheme, host: authority.host, port }

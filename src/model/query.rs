@@ -1,5 +1,5 @@
-//! Percent-encoding, and edits of a URL's query that keep the bytes of other parameters. A parameter is found whatever
-//! the encoding of its name.
+//! Percent-encoding, and edits of a URL's query that keep the bytes of other parameters. Parameter names are compared
+//! after decoding.
 
 use http::uri::PathAndQuery;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};

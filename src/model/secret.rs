@@ -51,6 +51,7 @@ impl Eq for Secret {}
 pub struct SealKey(Zeroizing<[u8; 32]>);
 
 impl SealKey {
+    /// `bytes` are random, not a passphrase; they are wiped on drop.
     pub fn new(bytes: [u8; 32]) -> SealKey {
         SealKey(Zeroizing::new(bytes))
     }

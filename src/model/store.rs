@@ -52,34 +52,47 @@ impl StoreKind {
 pub struct RedisSettings {
     /// The server; its sentinels; or some nodes of the cluster.
     pub servers: Vec<RedisAt>,
+    /// Topology; decides what `servers` lists.
     pub kind: RedisKind,
+    /// TLS on connections to every server, sentinels included.
     pub tls: bool,
     /// In place of the platform's roots.
     pub trust: Option<Roots>,
+    /// Number of the database; 0 in a cluster, which has no others.
     pub database: i64,
+    /// ACL user; `None`: the default user.
     pub username: Option<String>,
+    /// `None`: connections do not authenticate. Sentinels get the same credentials.
     pub password: Option<Secret>,
     /// Prefix of every key.
     pub key_prefix: String,
 }
 
+/// Topology of the Redis or Valkey servers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedisKind {
+    /// One server.
     Server,
+    /// Sentinels, which know the current primary.
     Sentinels {
         /// The sentinels' name for the primary.
         primary: String,
     },
+    /// A cluster: keys are spread over its nodes.
     Cluster,
 }
 
+/// Where a server listens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RedisAt {
     /// `host` is a name or an address.
     Tcp {
+        /// IPv6 addresses without brackets.
         host: String,
+        /// Default: 6379.
         port: u16,
     },
+    /// Path of a Unix socket.
     Unix(PathBuf),
 }
 

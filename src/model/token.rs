@@ -13,7 +13,9 @@ use super::secret::Secret;
 /// Identifies a token. Each has one slot, one refresher and one stored record.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TokenKey {
+    /// Name of the connection that acquires the token.
     pub connection: Name,
+    /// Which definition of the connection: `default`, or one of its profiles.
     pub profile: Name,
     /// `None`: a shared token, for all callers of the connection.
     pub subject: Option<Subject>,
@@ -30,6 +32,7 @@ impl TokenKey {
         TokenKey { subject: Some(subject), ..TokenKey::of_connection(connection) }
     }
 
+    /// The subject as text, for logs and records.
     pub fn subject_str(&self) -> Option<&str> {
         self.subject.as_ref().map(Subject::as_str)
     }
@@ -51,6 +54,7 @@ impl TokenKey {
 pub struct Subject(Arc<str>);
 
 impl Subject {
+    /// `None` if the text does not match the pattern.
     pub fn parse(text: &str) -> Option<Subject> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"._@:+-".contains(&b);
         ((1..=128).contains(&text.len()) && text.bytes().all(plain)).then(|| Subject(text.into()))
@@ -66,6 +70,7 @@ impl Subject {
         Subject(name.as_str().into())
     }
 
+    /// Safe to log; the digest of the token if the subject was derived from a caller's token.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -98,6 +103,7 @@ impl fmt::Display for TokenKey {
 /// A successful token response, strictly checked (RFC 6749 §5.1).
 #[derive(Debug, Clone)]
 pub struct TokenSet {
+    /// Required in every response.
     pub access_token: AccessToken,
     /// Lifetime; `None` if the response has none.
     pub expires_in: Option<Duration>,
@@ -120,12 +126,13 @@ pub struct AccessToken(Secret);
 pub const ACCESS_TOKEN_BYTES_MAX: usize = 64 * 1024;
 
 impl AccessToken {
-    /// Accepts 1 to [`ACCESS_TOKEN_BYTES_MAX`] visible ASCII characters (0x21 to 0x7E).
+    /// Accepts 1 to `ACCESS_TOKEN_BYTES_MAX` visible ASCII characters (0x21 to 0x7E).
     pub fn parse(text: &str) -> Option<AccessToken> {
         let fits = (1..=ACCESS_TOKEN_BYTES_MAX).contains(&text.len());
         (fits && text.bytes().all(|b| b.is_ascii_graphic())).then(|| AccessToken(Secret::new(text)))
     }
 
+    /// The token in plain text: for the injected header, requests to the server and sealed records only.
     pub fn expose(&self) -> &str {
         self.0.expose()
     }
@@ -139,12 +146,13 @@ pub struct RefreshToken(Secret);
 pub const REFRESH_TOKEN_BYTES_MAX: usize = 16 * 1024;
 
 impl RefreshToken {
-    /// Accepts 1 to [`REFRESH_TOKEN_BYTES_MAX`] visible ASCII characters and spaces.
+    /// Accepts 1 to `REFRESH_TOKEN_BYTES_MAX` visible ASCII characters and spaces.
     pub fn parse(text: &str) -> Option<RefreshToken> {
         let plain = text.bytes().all(|b| (0x20..=0x7e).contains(&b));
         ((1..=REFRESH_TOKEN_BYTES_MAX).contains(&text.len()) && plain).then(|| RefreshToken(Secret::new(text)))
     }
 
+    /// The token in plain text: for requests to the server and sealed records only.
     pub fn expose(&self) -> &str {
         self.0.expose()
     }

@@ -13,10 +13,10 @@ use crate::model::connection::{Algorithm, AssertionKey, Audience, JwtAssertion};
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 
-/// Tolerates some clock skew, and is far below five minutes, the smallest maximum among servers.
+/// Tolerates some clock skew; far below five minutes, the strictest limit among servers.
 const CLIENT_ASSERTION_LIFETIME: Duration = Duration::from_secs(60);
 
-/// What the claims take from the token request.
+/// Values of the token request that the claims use.
 #[derive(Debug, Clone, Copy)]
 pub struct AssertionContext<'a> {
     pub token_url: &'a str,
@@ -27,7 +27,7 @@ pub struct AssertionContext<'a> {
 /// A signing key, and the header and audience that all its JWTs share.
 #[derive(Debug)]
 pub struct Signer {
-    /// `None`: the key does not fit the algorithm, which the check of the configuration rules out.
+    /// `None`: the key does not fit the algorithm, which configuration validation rules out.
     key: Option<SigningKey>,
     hint: KeyHint,
     audience: Audience,

@@ -1,5 +1,5 @@
-//! Requests that start a person's consent: the authorization request with PKCE (RFC 6749 §4.1.1, RFC 7636), pushed if the
-//! server requires it (RFC 9126), and the device authorization request (RFC 8628 §3.1).
+//! Requests that start a person's consent: the authorization request with PKCE (RFC 6749 §4.1.1, RFC 7636), pushed if
+//! the server requires it (RFC 9126), and the device authorization request (RFC 8628 §3.1).
 //!
 //! Invariants: PKCE follows the configuration, never the server's metadata; the query of the authorization URL is kept,
 //! except for names that the request sets (`query`); if the server requires pushed requests, the browser carries only
@@ -28,7 +28,7 @@ use crate::script;
 /// Poll interval if the response has no `interval` (RFC 8628 §3.2).
 const POLL_INTERVAL_DEFAULT: Duration = Duration::from_secs(5);
 const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
-/// A longer lifetime of a device code is cut to this.
+/// Maximum lifetime of a device code; a longer one is capped.
 const DEVICE_CODE_LIFETIME_MAX: Duration = Duration::from_secs(30 * 60);
 const DEVICE_CODE_LIFETIME_DEFAULT: Duration = Duration::from_secs(10 * 60);
 const USER_CODE_CHARS_MAX: usize = 64;
@@ -128,8 +128,8 @@ impl TokenEndpoint {
 
     /// Pushes the request (RFC 9126 §2); the browser then carries only a reference to it.
     async fn pushed(&self, authorization_url: &Url, url: &Url, endpoint: &Url) -> Result<Url, Failure> {
-        // The query of the configured URL is part of the request. The form must name the client (§2.1): with a
-        // credential in a header nothing else in it does, any other client authentication adds `client_id` itself.
+        // The query of the configured URL is part of the request. The form must name the client (§2.1). If the
+        // credential is in a header, nothing else in the form does; otherwise client authentication adds `client_id`.
         let keeps_client_id = self.connection.client_auth.is_in_header();
         let fields = url.query_pairs().filter(|(name, _)| keeps_client_id || name != "client_id");
         let fields: Fields = fields.map(|(name, value)| (name.into_owned(), value.into_owned())).collect();

@@ -237,7 +237,7 @@ impl Call<'_> {
         match response::scripted(script, response, &self.script_context()) {
             Ok((response, true)) => response::read(&response, &TokenResponseFormat::default(), sent, redactor),
             Ok((response, false)) => response::read(&response, format, sent, redactor),
-            // A response that is retryable by itself stays retryable, whatever the script does with it.
+            // A response that is retryable without the script stays retryable, whatever the script does with it.
             Err(failure) => match response::read(response, format, sent, redactor) {
                 Err(retryable @ Failure::Retryable { .. }) if !response.status.is_success() => Err(retryable),
                 _ => {

@@ -26,7 +26,7 @@ pub enum ClientCredential {
     Basic(Secret, BasicEncoding),
     /// A JWT, and the shared secret that signs it if the algorithm is symmetric.
     Assertion(Signer, Option<Secret>),
-    /// The client ID alone: a public client, or one that TLS authenticates.
+    /// Only the client ID: a public client, or one that TLS authenticates.
     ClientId,
 }
 

@@ -1,4 +1,5 @@
-//! HTTP clients for authorization servers: one for each combination of trust anchors, client certificate and egress proxy.
+//! HTTP clients for authorization servers: one for each combination of trust anchors, client certificate and egress
+//! proxy.
 //!
 //! Invariants: no redirect is followed, no proxy variable of the environment is used, no request is sent twice; the one
 //! dialer resolves names and checks addresses.
@@ -17,7 +18,8 @@ use crate::sync::lock;
 use crate::telemetry::traces::Tracer;
 use crate::tls::{Proxied, Trust};
 
-/// Idle timeout of pooled connections. Token requests are rare, and servers close idle connections after 5 seconds or more.
+/// Idle timeout of pooled connections. Token requests are rare, and servers close idle connections after 5 seconds or
+/// more.
 const POOL_IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const POOL_IDLE_CONNECTIONS_MAX: usize = 8;
 
@@ -31,7 +33,7 @@ pub struct HttpClients {
     pub tracer: Tracer,
 }
 
-/// What discovery depends on besides the HTTP client's settings.
+/// Discovery settings, in addition to the HTTP client's.
 #[derive(PartialEq, Eq, Hash)]
 struct DiscoveryKey {
     issuer: String,
@@ -42,7 +44,7 @@ struct DiscoveryKey {
 }
 type Discoveries = HashMap<DiscoveryKey, Vec<(ClientSettings, Arc<Discovery>)>>;
 
-/// What one HTTP client is built from.
+/// Settings of one HTTP client.
 #[derive(Clone, PartialEq, Eq)]
 struct ClientSettings {
     roots: Option<Roots>,
@@ -70,7 +72,7 @@ impl HttpClients {
     ) -> Result<reqwest::Client, ClientError> {
         let settings = ClientSettings::new(server, certificate);
         let mut clients = lock(&self.clients);
-        if let Some((_, client)) = clients.iter().find(|(own, _)| *own == settings) {
+        if let Some((_, client)) = clients.iter().find(|(existing, _)| *existing == settings) {
             return Ok(client.clone());
         }
         let client = self.build(&settings)?;
@@ -91,7 +93,7 @@ impl HttpClients {
         let mut discoveries = lock(&self.discoveries);
         let same_key =
             discoveries.entry(DiscoveryKey { issuer: issuer.clone(), allow_cleartext, mutual_tls }).or_default();
-        if let Some((_, discovery)) = same_key.iter().find(|(own, _)| *own == settings) {
+        if let Some((_, discovery)) = same_key.iter().find(|(existing, _)| *existing == settings) {
             return Some(discovery.clone());
         }
         let discovery =
@@ -112,7 +114,8 @@ impl HttpClients {
             ServerProxy::Own(proxy) => Some(proxy),
         };
         let proxy_host = proxy.and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
-        // The proxy's own name may resolve to a private address, for this client alone: callers cannot reach it that way.
+        // The proxy's own name may resolve to a private address, for this client only: callers cannot reach it that
+        // way.
         let dialer =
             proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.permitting_private(host.clone()));
         let proxied = proxy.filter(|proxy| proxy.url.scheme() == "https");

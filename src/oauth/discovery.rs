@@ -1,9 +1,9 @@
 //! Discovery: authorization server metadata (RFC 8414) or an OpenID provider's configuration.
 //!
-//! Invariants: metadata fills what the configuration leaves open and overrides nothing; its `issuer` equals the configured
-//! one byte for byte (RFC 8414 §3.3); an endpoint is https unless the configuration permits http, and its address passes
-//! the same rules as every other, checked when the endpoint is used; a failure at one well-known location never keeps the
-//! next from being tried; metadata is cached for a day.
+//! Invariants: metadata fills what the configuration leaves open and overrides nothing; its `issuer` equals the
+//! configured one byte for byte (RFC 8414 §3.3); an endpoint is https unless the configuration permits http, and its
+//! address passes the same rules as every other, checked when the endpoint is used; a failure at one well-known
+//! location never keeps the next from being tried; metadata is cached for a day.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -41,7 +41,8 @@ pub struct Metadata {
 }
 
 impl Metadata {
-    /// The endpoint of this member name. With a client certificate, its mutual-TLS alias (RFC 8705 §5) takes precedence.
+    /// The endpoint of this member name. With a client certificate, its mutual-TLS alias (RFC 8705 §5) takes
+    /// precedence.
     ///
     /// # Errors
     /// This endpoint must not be used; the others are not affected.
@@ -70,9 +71,9 @@ struct CachedMetadata {
     metadata: OnceCell<(Arc<Metadata>, BootTime)>,
 }
 
-/// Why one well-known location gave no metadata.
+/// Why one well-known location yielded no metadata.
 enum LocationError {
-    /// No metadata there, or none at present.
+    /// There is no metadata, or it is temporarily unavailable.
     Unavailable(String),
     /// Metadata that must not be used.
     Unusable(Failure),
@@ -146,7 +147,7 @@ impl Discovery {
         }
         let members = Json::object(&response.body).map_err(|reason| LocationError::Unavailable(reason.to_string()))?;
         if text(&members, "issuer") != Some(self.issuer.as_str()) {
-            let description = Some("the metadata names another issuer than the configured one".to_owned());
+            let description = Some("the metadata names a different issuer than the configured one".to_owned());
             let refusal = Refusal { description, ..Refusal::from_code("issuer_mismatch") };
             return Err(LocationError::Unusable(Failure::Permanent(refusal)));
         }
@@ -196,7 +197,7 @@ fn text<'a>(members: &'a Members, name: &str) -> Option<&'a str> {
     members.get(name).and_then(Json::as_text).filter(|text| !text.is_empty())
 }
 
-/// The metadata lacks what is needed, or what it has must not be used: a permanent failure.
+/// The metadata lacks a member, or has one that must not be used: a permanent failure.
 pub fn incomplete(why: &str) -> Failure {
     let description = Some(format!("the issuer {why}"));
     Failure::Permanent(Refusal { description, ..Refusal::from_code("discovery_failed") })

@@ -1,6 +1,7 @@
-//! Failures of requests to an authorization server, shaped by what the caller does next and fit for a log.
+//! Failures of requests to an authorization server, shaped by what to do next and safe to log.
 //!
-//! Invariant: a [`Refusal`] holds printable ASCII of bounded length, and no part of a secret or of a value that was sent.
+//! Invariant: a [`Refusal`] holds printable ASCII of bounded length, and no part of a secret or of a value that was
+//! sent.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use std::time::Duration;
 use super::redact::Redactor;
 use crate::script;
 
-/// Why a request gave no token.
+/// Why a request yielded no token.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// Retry later, not before `retry_after`.
@@ -59,8 +60,8 @@ impl Failure {
         }
     }
 
-    /// The server may have granted the token although we did not receive it: no response, an unreadable one, or one of a
-    /// gateway or a server that failed half-way (any 5xx except 503).
+    /// The server may have granted the token although we did not receive it: no response, an unreadable one, or one of
+    /// a gateway or a server that failed half-way (any 5xx except 503).
     pub fn may_have_been_granted(&self) -> bool {
         match self {
             Failure::Permanent(_) => false,
@@ -73,8 +74,8 @@ impl Failure {
         }
     }
 
-    /// The server may have refused the client's credential, so that another client secret may work. Some servers refuse a
-    /// wrong secret with a bare 401 or 403.
+    /// The server may have refused the client's credential, so that another client secret may work. Some servers refuse
+    /// a wrong secret with a bare 401 or 403.
     pub fn may_be_client_refusal(&self) -> bool {
         match self {
             Failure::Permanent(refusal) => matches!(refusal.error.as_str(), "invalid_client" | "http_401"),

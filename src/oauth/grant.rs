@@ -149,7 +149,7 @@ fn assertion_fields(connection: &Connection, assertion: &str) -> Fields {
     grant_fields(connection, vec![field("assertion", assertion)])
 }
 
-/// RFC 7522 §2.1: base64url of the XML. Text that is not XML is encoded already.
+/// RFC 7522 §2.1: base64url of the XML. Text that is not XML is assumed to be encoded already.
 fn saml2_assertion(assertion: &Secret) -> Secret {
     let text = assertion.expose().trim();
     Secret::new(if text.starts_with('<') { BASE64_URL_SAFE_NO_PAD.encode(text) } else { text.to_owned() })

@@ -1,6 +1,6 @@
-//! Strict JSON: no object at any level has two members of one name, and nesting is bounded (128 levels).
+//! Strict JSON: duplicate member names are an error at every level, and nesting is limited to 128 levels.
 //!
-//! Invariants: strings are wiped on drop; an error holds its kind and nothing of the input.
+//! Invariants: strings are wiped on drop; an error has a kind and no part of the input.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -65,13 +65,13 @@ impl Json {
         found.filter(|value| !matches!(value, Json::Null))
     }
 
-    /// True if this scalar, written out, equals `text`.
+    /// True if this value is a scalar whose text form equals `text`.
     pub fn is(&self, text: &str) -> bool {
         match self {
             Json::Null => text == "null",
             Json::Bool(value) => text == if *value { "true" } else { "false" },
             Json::Number(number) => text.parse::<f64>() == Ok(*number),
-            Json::Text(own) => own.as_str() == text,
+            Json::Text(value) => value.as_str() == text,
             Json::List(_) | Json::Object(_) => false,
         }
     }

@@ -1,7 +1,7 @@
 //! Merges our parameters into the query of an endpoint's URL. Pure.
 //!
-//! Invariants: each parameter name is sent once (RFC 6749 §3.1, §3.2), except `resource`, which may repeat (RFC 8707 §2);
-//! what remains of the URL's own query keeps its spelling.
+//! Invariants: each parameter name is sent once (RFC 6749 §3.1, §3.2), except `resource`, which may repeat (RFC 8707
+//! §2); what remains of the URL's own query keeps its spelling.
 
 use std::collections::HashMap;
 
@@ -33,17 +33,17 @@ pub fn token_request(url: &Url, fields: &Fields) -> Url {
 }
 
 fn merged(url: &Url, fields: &Fields, may_stay: impl Fn(&str) -> bool) -> Url {
-    let own = url.query().unwrap_or_default();
+    let url_query = url.query().unwrap_or_default();
     let mut pairs: Vec<(&str, String, String)> = Vec::new();
-    for text in own.split('&').filter(|text| !text.is_empty()) {
+    for text in url_query.split('&').filter(|text| !text.is_empty()) {
         let pair = form_urlencoded::parse(text.as_bytes()).next();
         pairs.extend(pair.map(|(name, value)| (text, name.into_owned(), value.into_owned())));
     }
     // If the URL itself repeats a name, the last one wins.
     let last: HashMap<&str, usize> = pairs.iter().enumerate().map(|(at, (_, name, _))| (name.as_str(), at)).collect();
     let stays = |(at, (_, name, value)): (usize, &(&str, String, String))| match name.as_str() {
-        REPEATABLE => !fields.iter().any(|(own, same)| own == name && same == value),
-        name => may_stay(name) && last[name] == at && !fields.iter().any(|(own, _)| own == name),
+        REPEATABLE => !fields.iter().any(|(field, same)| field == name && same == value),
+        name => may_stay(name) && last[name] == at && !fields.iter().any(|(field, _)| field == name),
     };
     let kept = pairs.iter().enumerate().filter(|(at, pair)| stays((*at, pair))).map(|(_, (text, ..))| *text);
     let mut query = kept.collect::<Vec<_>>().join("&");
@@ -62,13 +62,13 @@ mod tests {
     use super::*;
 
     #[track_caller]
-    fn check(merge: fn(&Url, &Fields) -> Url, own: &str, fields: &[(&str, &str)], expected: &str) {
+    fn check(merge: fn(&Url, &Fields) -> Url, url_query: &str, fields: &[(&str, &str)], expected: &str) {
         let fields: Fields = fields.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let url = Url::parse("https://as.test/a").map(|mut url| {
-            url.set_query(Some(own).filter(|own| !own.is_empty()));
+            url.set_query(Some(url_query).filter(|url_query| !url_query.is_empty()));
             url
         });
-        assert_eq!(merge(&url.unwrap(), &fields).query().unwrap_or_default(), expected, "{own}");
+        assert_eq!(merge(&url.unwrap(), &fields).query().unwrap_or_default(), expected, "{url_query}");
     }
 
     #[test]
@@ -97,10 +97,10 @@ mod tests {
 
     #[test]
     fn a_token_request_has_each_parameter_once() {
-        let own = "grant_type=account_credentials&account_id=7";
+        let url_query = "grant_type=account_credentials&account_id=7";
         check(
             token_request,
-            own,
+            url_query,
             &[("grant_type", "client_credentials")],
             "account_id=7&grant_type=client_credentials",
         );

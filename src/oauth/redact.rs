@@ -1,4 +1,4 @@
-//! Redaction: keeps what was sent, secrets above all, out of error texts, and makes foreign texts fit for a log.
+//! Redaction: keeps what was sent, secrets above all, out of error texts, and makes untrusted text safe to log.
 
 use std::collections::HashSet;
 
@@ -28,7 +28,7 @@ impl Redactor {
         Redactor::from_parts(secrets, values.map(|(_, value)| value.clone()).chain([client_id.to_owned()]).collect())
     }
 
-    /// A text with any part of a secret is dropped; `values` are masked where they occur as a whole.
+    /// A text with any part of a secret is dropped; `values` are masked where they occur in full.
     pub fn from_parts(secrets: Vec<Secret>, mut values: Vec<String>) -> Redactor {
         values.retain(|value| value.len() >= MASKED_BYTES_MIN);
         // The longest first, so that masking a shorter one does not split a longer one.
@@ -57,7 +57,7 @@ impl Redactor {
         )
     }
 
-    /// A description fit for a log: `None` if it repeats a secret; values are masked.
+    /// A description that is safe to log: `None` if it repeats a secret; values are masked.
     pub fn redact(&self, text: &str) -> Option<String> {
         let mut text: String = text.chars().take(DESCRIPTION_CHARS_READ).collect();
         if self.has_secret_in(&text) {
@@ -71,7 +71,8 @@ impl Redactor {
     }
 }
 
-/// Makes an error from a browser's redirect (RFC 6749 §4.1.2.1) fit for a page and a log: an attacker may have written it.
+/// Makes an error from a browser's redirect (RFC 6749 §4.1.2.1) safe to show and to log: an attacker may have written
+/// it.
 pub fn sanitize_error(error: &str, description: Option<&str>) -> (String, Option<String>) {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');
     let fits = (1..=64).contains(&error.len()) && error.bytes().all(plain);

@@ -1,7 +1,7 @@
 //! Interprets token responses: a token set, a refusal, or a reason to retry later. Pure, apart from log warnings.
 //!
-//! Invariants: lenient parsing, strict result (RFC 6749 §5.1, §5.2; RFC 6750 §2.1). The `error` member takes precedence over
-//! the status, unless the status means "retry later" (`verdict`).
+//! Invariants: lenient parsing, strict result (RFC 6749 §5.1, §5.2; RFC 6750 §2.1). The `error` member takes precedence
+//! over the status, unless the status means "retry later" (`verdict`).
 //! Not here: size limit (`transport`), timeout (`oauth`).
 
 mod lifetime;
@@ -38,7 +38,8 @@ pub fn read(
     })
 }
 
-/// Passes a response through the script; `true` if the script returned the members themselves, under their standard names.
+/// Passes a response through the script; `true` if the script returned the members themselves, under their standard
+/// names.
 pub fn scripted(
     script: &Script,
     response: &TokenResponse,
@@ -141,7 +142,7 @@ fn failure(response: ErrorResponse<'_>, description: Option<&str>, sent: Sent, r
     }
 }
 
-/// An error code that is fit for a log. RFC 6749 allows more characters; no server is known to use them.
+/// An error code that is safe to log. RFC 6749 allows more characters; no server is known to use them.
 fn code(text: &str) -> Option<&str> {
     let text = text.trim();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-');

@@ -90,7 +90,7 @@ pub fn redactor(response: &TokenResponse, format: &TokenResponseFormat) -> Redac
 struct Collected {
     /// A text with any part of one is dropped.
     secrets: Vec<Secret>,
-    /// Masked where they occur as a whole.
+    /// Masked where they occur in full.
     values: Vec<String>,
 }
 

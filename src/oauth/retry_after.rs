@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, header};
 
-/// A longer wait is cut to this.
+/// Maximum wait; a longer one is capped.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
 
 /// Seconds or a date; a date is relative to the response's own `Date`, else to `received`.

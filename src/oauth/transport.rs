@@ -25,7 +25,7 @@ use crate::model::time::BootTime;
 const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
 const DETAIL_CHARS_MAX: usize = 300;
 
-/// The response of any endpoint of an authorization server, as a whole.
+/// The complete response of any endpoint of an authorization server.
 pub struct TokenResponse {
     pub status: StatusCode,
     pub headers: HeaderMap,
@@ -77,8 +77,8 @@ fn is_tls(error: &(dyn Error + 'static)) -> bool {
     error.is::<rustls::Error>() || wrapped.is_some_and(|inner| is_tls(inner))
 }
 
-/// A request body that is sent before a deadline or not at all: the process may be suspended between the decision to send
-/// it and the connection to send it on.
+/// A request body that is sent before a deadline or not at all: the process may be suspended between the decision to
+/// send it and the connection to send it on.
 pub struct Timely {
     form: Option<Bytes>,
     before: BootTime,
@@ -99,11 +99,11 @@ impl Body for Timely {
     type Error = TooLate;
 
     fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, TooLate>>> {
-        let own = self.get_mut();
-        if Clock::system().now().boot >= own.before {
+        let this = self.get_mut();
+        if Clock::system().now().boot >= this.before {
             return Poll::Ready(Some(Err(TooLate)));
         }
-        Poll::Ready(own.form.take().map(|form| Ok(Frame::data(form))))
+        Poll::Ready(this.form.take().map(|form| Ok(Frame::data(form))))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -115,7 +115,7 @@ impl Body for Timely {
     }
 }
 
-/// Sends one request and reads its complete response. The caller sets the timeout.
+/// Sends one request and reads its complete response. Sets no timeout itself.
 pub async fn send(client: &reqwest::Client, mut request: reqwest::Request) -> Result<TokenResponse, TransportError> {
     request.headers_mut().entry(header::ACCEPT_ENCODING).or_insert(HeaderValue::from_static("identity"));
     let mut response = client.execute(request).await?;

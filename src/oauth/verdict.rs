@@ -20,7 +20,7 @@ pub struct ErrorResponse<'a> {
     pub matches_sign: bool,
 }
 
-/// What the request presented.
+/// Credential that the request presented.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sent {
     /// The connection's own grant, or a request that grants nothing yet.
@@ -37,7 +37,7 @@ pub enum Sent {
 /// The class of an error response.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// Retryable, with back-off.
+    /// Retryable, with backoff.
     Retry(Reason),
     /// Permanent until the configuration or the server changes. The refresh token, if one was sent, may still be valid.
     Refused,
@@ -118,8 +118,8 @@ mod tests {
         }
     }
 
-    /// Expected verdicts for the connection's own grant, for a refresh token that the own grant can replace, and for one
-    /// that only a person can replace.
+    /// Expected verdicts for the connection's own grant, for a refresh token that the own grant can replace, and for
+    /// one that only a person can replace.
     #[track_caller]
     fn check(response: ErrorResponse<'_>, expected: [&str; 3]) {
         assert_eq!([Sent::Grant, MACHINE, PERSON].map(|sent| word(response, sent)), expected, "{response:?}");

@@ -88,9 +88,9 @@ impl Arrival {
         }
     }
 
-    /// Does the connection meet all of the caller's conditions, its secret aside?
+    /// True if the connection meets all of the caller's conditions other than its secret.
     pub fn matches(&self, caller: &Caller) -> bool {
-        let presented = |name: &San| self.certificate.iter().flatten().any(|own| own == name);
+        let presented = |name: &San| self.certificate.iter().flatten().any(|presented_name| presented_name == name);
         (caller.cidr.is_empty() || self.ip().is_some_and(|ip| caller.cidr.iter().any(|net| net.contains(&ip))))
             && (caller.listeners.is_empty() || caller.listeners.contains(&self.listener))
             && (caller.unix_users.is_empty() || self.user().is_some_and(|user| caller.unix_users.contains(&user)))

@@ -1,6 +1,6 @@
 //! Identifies the caller, its subject and the connection that it names. Pure.
 //!
-//! Invariants: a credential decides alone; a wrong one is never excused by the caller's address. All callers are
+//! Invariants: a credential takes precedence; the caller's address never excuses a wrong one. All callers are
 //! compared in full, so the time taken reveals nothing about a secret.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -96,8 +96,10 @@ pub fn subject(callers: &CallerTable, caller: Option<CallerId>, headers: &Header
     let caller = caller.and_then(|id| callers.get(id));
     let subject = match (named.next(), named.next()) {
         (None, _) => {
-            let own = caller.map(|caller| Subject::of_caller(&caller.name));
-            own.ok_or(ProxyError::SubjectRequired("the connection has one token per subject; send Keybearer-Subject"))?
+            let default = caller.map(|caller| Subject::of_caller(&caller.name));
+            default.ok_or(ProxyError::SubjectRequired(
+                "the connection has one token per subject; send Keybearer-Subject",
+            ))?
         }
         (Some(value), None) => value
             .to_str()

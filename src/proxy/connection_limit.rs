@@ -106,7 +106,7 @@ impl TrackedConnections {
         if self.search_after.is_some_and(|after| now < after) {
             return;
         }
-        let most = self.by_turn.iter().max_by_key(|(own, connections)| (connections.len(), *own == turn));
+        let most = self.by_turn.iter().max_by_key(|(address, connections)| (connections.len(), *address == turn));
         let candidates = most.into_iter().flat_map(|(_, connections)| connections.values());
         let longest_idle = candidates
             .filter_map(|connection| Some((connection.idle_since()?, connection)))
@@ -205,7 +205,7 @@ mod tests {
         let third = limiter.track(permit, &of("b"));
         let watch = Arc::new(Watch::new(None));
         third.set_watch(&watch);
-        // Both addresses have two connections, so `b` loses its own.
+        // Both addresses have two connections, so `b` loses one of its own.
         let Ok(Admission::Queued(_waiting)) = limiter.admit(BOUNDS, &of("b")) else { panic!("the limit is reached") };
         assert!(is_evicted(&other.0) && !is_evicted(&second.0));
         drop((serving, busy, other, second, third));

@@ -193,7 +193,7 @@ async fn serve_one(
     Ok(response.map(|inner| DownstreamBody::new(inner, watch, socket)))
 }
 
-/// Is the request line alone too long, for our limit or for the parser?
+/// True if the request line alone is too long, for our limit or for the parser.
 fn is_line_too_long(head: &[u8], head_bytes_max: usize) -> bool {
     let line = head.iter().position(|b| *b == b'\n');
     line.is_none_or(|bytes| bytes > head_bytes_max.min(TARGET_BYTES_MAX))

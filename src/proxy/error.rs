@@ -48,7 +48,7 @@ pub enum ProxyError {
 }
 
 /// The detail of [`ProxyError::TargetTooLong`] for a target as the caller sent it.
-pub const LONG_TARGET: &str = "the request line is longer than limits.head";
+pub const LONG_TARGET: &str = "the request line is longer than limits.head; shorten the URL, or raise the limit";
 
 /// An error, and its cause, which only the log shows.
 #[derive(Debug)]
@@ -131,7 +131,7 @@ impl ProxyError {
         self.row().0
     }
 
-    /// Is this an audit denial: a request that is not permitted, as opposed to one that failed?
+    /// True for an audit denial: a request that is not permitted, as opposed to one that failed.
     pub fn is_denial(&self) -> bool {
         use ProxyError::*;
         match self {
@@ -155,11 +155,11 @@ impl ProxyError {
         use ProxyError::*;
         match self {
             BadRequestTarget(why) | SubjectRequired(why) | TargetTooLong(why) => (*why).to_owned(),
-            RequestTimeout => "timed out waiting for the rest of the request".to_owned(),
-            HeadTooLarge => "the request head is larger than limits.head".to_owned(),
+            RequestTimeout => "timed out waiting for the rest of the request; resend it, or raise the limit under `timeouts`".to_owned(),
+            HeadTooLarge => "the request head is larger than limits.head; send fewer or shorter headers, or raise the limit".to_owned(),
             NoMount => "no connection has a mount for this path; request the full URL through the proxy, or add a mount".to_owned(),
             MethodRefused => "TRACE would reveal the token to the caller; use another method".to_owned(),
-            AuthorityMismatch => "the request is for another host than its tunnel; open a tunnel per host".to_owned(),
+            AuthorityMismatch => "the request is for a different host than its tunnel; open one tunnel per host".to_owned(),
             CallerUnknown { mount: false } => {
                 "send Proxy-Authorization with the name and secret of a configured caller (http://name:secret@proxy)".to_owned()
             }
@@ -169,7 +169,7 @@ impl ProxyError {
             CallerNotAllowed => "the connection is not accessible_from this caller; add the caller there".to_owned(),
             SubjectNotAllowed => "this caller may not act for that subject; add it to the caller's `subjects`".to_owned(),
             NoRoute => "no route of this host matches the path and method, or the name in Keybearer-Connection; add one, or change the request".to_owned(),
-            ConnectionInactive => "the connection is inactive (active: false)".to_owned(),
+            ConnectionInactive => "the connection is inactive; remove its `active: false`".to_owned(),
             EgressDenied(why) => (*why).to_owned(),
             LoopDetected => "the request has looped back to this proxy; do not point a route at it".to_owned(),
             ConsentRequired { again, link } => {
@@ -185,13 +185,13 @@ impl ProxyError {
             ),
             ScriptFailed { message } => format!("the connection's script failed: {message}; correct the script"),
             TokenUnavailable { error, .. } => {
-                format!("no usable token, and the authorization server issued no new one ({error}); the proxy is retrying")
+                format!("no usable token, and the authorization server issued no new one ({error}); the proxy keeps trying, so retry later")
             }
-            Overloaded => "a limit of the proxy is reached; retry later, or raise it under `limits`".to_owned(),
+            Overloaded => "a limit of the proxy has been reached; retry later, or raise it under `limits`".to_owned(),
             UpstreamTls(fault) => fault.detail(),
             UpstreamUnreachable(step) => step.detail().to_owned(),
-            UpstreamProtocol => "the upstream's response is not valid HTTP".to_owned(),
-            UpstreamTimeout => "the upstream did not respond in time".to_owned(),
+            UpstreamProtocol => "the upstream's response is not valid HTTP; check the scheme and port, and see the proxy's log for the cause".to_owned(),
+            UpstreamTimeout => "the upstream did not respond in time; retry later, or raise the limit under `timeouts`".to_owned(),
         }
     }
 
@@ -284,8 +284,10 @@ impl Unreachable {
     fn detail(self) -> &'static str {
         match self {
             Unreachable::Name => "the host name cannot be resolved; correct it, or add its address under `hosts`",
-            Unreachable::Connect => "the upstream refuses connections",
-            Unreachable::Timeout => "the upstream did not accept the connection in time",
+            Unreachable::Connect => "the upstream refuses connections; retry later, or correct the host and port",
+            Unreachable::Timeout => {
+                "the upstream did not accept the connection in time; retry later, or correct the host and port"
+            }
             Unreachable::Handshake => {
                 "the upstream closed the connection during the TLS handshake, so the request was not sent; correct the scheme or port, or see the upstream's log"
             }
@@ -293,7 +295,7 @@ impl Unreachable {
                 "the upstream closed the connection before the request was sent; retry the request"
             }
             Unreachable::Closed => {
-                "the upstream closed the connection without a complete response; the request may have been processed"
+                "the upstream closed the connection without a complete response; the request may have been processed, so check before you retry it"
             }
         }
     }

@@ -150,7 +150,7 @@ impl<'a> Exchange<'a> {
             if status.is_success() && self.upgrade.as_ref().is_some_and(|(websocket, _)| websocket.is_extended_connect)
             {
                 let why = format!(
-                    "status {} instead of 101, which the caller would take for an open WebSocket",
+                    "status {} instead of 101, which the caller would mistake for an open WebSocket",
                     status.as_u16()
                 );
                 return Err(ProxyError::UpstreamProtocol.because(why));
@@ -214,7 +214,7 @@ impl<'a> Exchange<'a> {
         }
         // No mount matches `*`.
         let server_wide = path.as_str() == "*";
-        let own = match dialer.own_listener(&origin, self.peer.arrival.local) {
+        let is_for_us = match dialer.own_listener(&origin, self.peer.arrival.local) {
             OwnListener::Another => false,
             _ if head.headers.contains_key("keybearer-authorization") => true,
             OwnListener::This => true,
@@ -228,7 +228,7 @@ impl<'a> Exchange<'a> {
                 Addressee::Other => false,
             },
         };
-        match own {
+        match is_for_us {
             false => Ok(Target::Absolute(origin, path)),
             true if server_wide => Err(ProxyError::BadRequestTarget(target::SERVER_WIDE)),
             true => {

@@ -66,7 +66,7 @@ impl Via {
     }
 }
 
-/// Rewrites request fields for the upstream: keeps end-to-end fields, sets Host to the dialed authority, appends Via.
+/// Rewrites request fields for the upstream: keeps end-to-end fields, sets Host to the dialled authority, appends Via.
 pub fn rewrite_request(headers: &mut HeaderMap, host: HeaderValue, via: &HeaderValue) {
     remove_hop_by_hop_and(headers, |name| name.starts_with(OWN_PREFIX));
     headers.insert(HOST, host);
@@ -95,7 +95,7 @@ pub fn rewrite_response(headers: &mut HeaderMap, via: &HeaderValue) {
     headers.append(VIA, via.clone());
 }
 
-/// The length that all Content-Length values agree on: `2, 2` is 2 (RFC 9110 §8.6).
+/// The length that all Content-Length values agree on; `2, 2` is 2 (RFC 9110 §8.6).
 fn content_length(headers: &HeaderMap) -> Option<HeaderValue> {
     let is_length = |text: &[u8]| !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let mut fields = headers.get_all(CONTENT_LENGTH).iter();
@@ -109,13 +109,13 @@ fn content_length(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(length).ok().filter(|_| agree)
 }
 
-/// Does the caller accept trailers (RFC 9110 §10.1.4)?
+/// True if the caller accepts trailers (RFC 9110 §10.1.4).
 pub fn accepts_trailers(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TE).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     codings.any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
 }
 
-/// Is this a gRPC message? gRPC needs HTTP/2, and carries its status in trailers.
+/// True for a gRPC message. gRPC needs HTTP/2, and carries its status in trailers.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     let rest = headers.get(CONTENT_TYPE).and_then(|value| value.as_bytes().strip_prefix(b"application/grpc"));
     rest.is_some_and(|rest| rest.is_empty() || matches!(rest[0], b'+' | b';'))
@@ -195,8 +195,8 @@ pub fn fields_bytes(headers: &HeaderMap) -> usize {
     headers.iter().map(field).sum::<usize>() + "\r\n".len()
 }
 
-/// Is Transfer-Encoding absent or exactly `chunked` (RFC 9112 §6.1)? The parser accepts more, which other servers may
-/// read differently.
+/// True if Transfer-Encoding is absent or exactly `chunked` (RFC 9112 §6.1). The parser accepts more, which other
+/// servers may read differently.
 pub fn is_framing_plain(headers: &HeaderMap) -> bool {
     let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
     let first = codings.next();
@@ -211,11 +211,11 @@ pub fn caller_request_id(headers: &HeaderMap) -> Option<&HeaderValue> {
     (ids.next().is_none() && id.as_bytes().iter().all(plain)).then_some(id)
 }
 
-/// Has the message already passed through this proxy instance, in any HTTP version?
+/// True if the message has already passed through this proxy instance, in any HTTP version.
 pub fn is_loop(headers: &HeaderMap, via: &Via) -> bool {
-    let own = via.of(Version::HTTP_11).as_bytes();
+    let ours = via.of(Version::HTTP_11).as_bytes();
     let mut hops = headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
-    hops.any(|hop| hop.trim_ascii().get(4..) == own.get(4..))
+    hops.any(|hop| hop.trim_ascii().get(4..) == ours.get(4..))
 }
 
 /// Removes `name` and its spellings with underscores, which some servers read as the same field.

@@ -1,7 +1,7 @@
 //! Injects the token at the route's injection point, and removes the caller's own value there. Pure.
 //!
 //! Invariants: `inject` is the only function that writes a token into a request, and it compares the origin that is
-//! about to be dialed with the origins of the token. It runs last, so nothing that the caller sent can remove or
+//! about to be dialled with the origins of the token. It runs last, so nothing that the caller sent can remove or
 //! duplicate the token. A request never has the route's bearer token by one method of RFC 6750 and the caller's by
 //! another.
 
@@ -44,14 +44,14 @@ pub fn judge_existing(
     }
     let at_point = match inject {
         Inject::Header { header, .. } => headers::values_of_all_spellings(headers, header).count(),
-        Inject::Query { name } => query::count(path, |own| own == name),
+        Inject::Query { name } => query::count(path, |parameter| parameter == name),
         Inject::Nothing => 0,
     };
     let by_other_method = match other {
         Some(OtherBearer::Header) => {
             headers::values_of_all_spellings(headers, &AUTHORIZATION).filter(is_bearer).count()
         }
-        Some(OtherBearer::Parameter) => query::count(path, |own| own == ACCESS_TOKEN),
+        Some(OtherBearer::Parameter) => query::count(path, |parameter| parameter == ACCESS_TOKEN),
         None => 0,
     };
     match (existing, at_point + by_other_method) {
@@ -70,7 +70,7 @@ pub fn clear_other(headers: &mut HeaderMap, path: &mut PathAndQuery, other: Othe
             headers::remove_all_spellings(headers, &AUTHORIZATION);
         }
         OtherBearer::Header => {}
-        OtherBearer::Parameter => drop(query::remove(path, |own| own == ACCESS_TOKEN)),
+        OtherBearer::Parameter => drop(query::remove(path, |parameter| parameter == ACCESS_TOKEN)),
     }
 }
 
@@ -115,7 +115,7 @@ pub fn inject(
         }
         Inject::Query { name } => {
             let text = token.text_for(origin).ok_or(NotInjected::WrongOrigin)?;
-            query::remove(path, |own| own == name);
+            query::remove(path, |parameter| parameter == name);
             *path = query::append(path, name, text).ok_or(NotInjected::TooLong)?;
         }
         Inject::Nothing => {}
@@ -127,7 +127,7 @@ pub fn inject(
 pub fn clear(headers: &mut HeaderMap, path: &mut PathAndQuery, inject: &Inject) {
     match inject {
         Inject::Header { header, .. } => headers::remove_all_spellings(headers, header),
-        Inject::Query { name } => drop(query::remove(path, |own| own == name)),
+        Inject::Query { name } => drop(query::remove(path, |parameter| parameter == name)),
         Inject::Nothing => {}
     }
 }

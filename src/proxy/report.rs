@@ -59,7 +59,7 @@ pub struct Report {
     pub spans: Spans,
     injected: bool,
     grpc: bool,
-    /// Was the outcome reported?
+    /// True once the outcome has been reported.
     is_finished: bool,
 }
 
@@ -118,7 +118,7 @@ impl Report {
 
     /// Connection and profile.
     fn names(&self) -> (Option<&str>, Option<&str>) {
-        self.connection.as_ref().map(|own| (own.name.as_str(), own.profile.as_str())).unzip()
+        self.connection.as_ref().map(|connection| (connection.name.as_str(), connection.profile.as_str())).unzip()
     }
 
     fn id(&self) -> String {
@@ -159,14 +159,14 @@ impl Report {
         headers::rewrite_response(&mut head.headers, self.worker.state.via.of(head.version));
         upgrade::set_upgrade_fields(&mut head.headers);
         let report = ResponseReport::upstream(self, head.status);
-        Response::from_parts(head, ResponseBody::own(Bytes::new(), report))
+        Response::from_parts(head, ResponseBody::generated(Bytes::new(), report))
     }
 
     /// A response of the proxy itself without a body that is not an error.
     pub fn own_response(self, status: StatusCode) -> Response<ResponseBody<ResponseReport>> {
         let via = self.worker.state.via.of(Version::HTTP_11).clone();
-        let report = ResponseReport::own(self, status);
-        let mut response = Response::new(ResponseBody::own(Bytes::new(), report));
+        let report = ResponseReport::generated(self, status);
+        let mut response = Response::new(ResponseBody::generated(Bytes::new(), report));
         *response.status_mut() = status;
         response.headers_mut().insert(http::header::VIA, via);
         response
@@ -190,7 +190,7 @@ impl Report {
         }
         let refusal = Refusal { code, denial: fault.error.is_denial(), cause: fault.cause };
         let report = ResponseReport::new(self, Outcome { status, refusal: Some(refusal), from_upstream: false });
-        response.map(|text| ResponseBody::own(text, report))
+        response.map(|text| ResponseBody::generated(text, report))
     }
 
     fn finish(&mut self, outcome: &Outcome, ending: Ending) {
@@ -225,7 +225,7 @@ struct Refusal {
 struct Outcome {
     status: StatusCode,
     refusal: Option<Refusal>,
-    /// Is the response the upstream's, as opposed to the proxy's own?
+    /// True if the response is the upstream's, not the proxy's own.
     from_upstream: bool,
 }
 
@@ -242,7 +242,7 @@ impl ResponseReport {
         ResponseReport { report, outcome, checkout: None }
     }
 
-    fn own(report: Report, status: StatusCode) -> ResponseReport {
+    fn generated(report: Report, status: StatusCode) -> ResponseReport {
         ResponseReport::new(report, Outcome { status, refusal: None, from_upstream: false })
     }
 

@@ -51,7 +51,7 @@ pub fn parse(head: &Parts) -> Result<Target, BadTarget> {
     }
 }
 
-/// Is this `OPTIONS http://host`, which addresses the server as a whole? The last proxy sends it as `OPTIONS *` (RFC
+/// True for `OPTIONS http://host`, which addresses the server as a whole. The last proxy sends it as `OPTIONS *` (RFC
 /// 9112 §3.2.4).
 pub fn is_server_wide(head: &Parts) -> bool {
     // The parser represents an empty path by a static `/`. A path that was sent follows the authority in the same

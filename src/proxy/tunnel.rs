@@ -34,7 +34,7 @@ use super::io::{Activity, Stream, Watched};
 use super::peer::{Peer, TunnelContext};
 use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
-use super::upstream::Dialed;
+use super::upstream::Dialled;
 use super::worker::Worker;
 use super::{caller, exchange};
 use crate::gate::Permit;
@@ -101,14 +101,14 @@ struct Admitted {
 enum TlsAction {
     Intercept(Arc<Authority>),
     /// Relays to this connection; if no route names the authority, any other protocol as well.
-    Relay(Dialed),
+    Relay(Dialled),
     /// Routes name the authority, but the caller may use none for https.
     Refuse,
 }
 
 impl TlsAction {
     /// The upstream of a tunnel that may be relayed whatever the protocol inside.
-    fn blind_upstream(&self, matched: bool) -> Option<&Dialed> {
+    fn blind_upstream(&self, matched: bool) -> Option<&Dialled> {
         match self {
             TlsAction::Relay(upstream) if !matched => Some(upstream),
             _ => None,
@@ -152,9 +152,9 @@ async fn admit(
         _ => match check_access(&snapshot, &requested, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let dialed = worker.pool.dial_tunnel(&snapshot, &requested, &turn).await;
+                let dialled = worker.pool.dial_tunnel(&snapshot, &requested, &turn).await;
                 report.add_wait(started.elapsed());
-                TlsAction::Relay(dialed?)
+                TlsAction::Relay(dialled?)
             }
             Err(_) if may_carry_http(&snapshot, &origin(Scheme::Http), caller) => TlsAction::Refuse,
             Err((error, connection)) => {
@@ -169,8 +169,8 @@ async fn admit(
     Ok(Admitted { context, matched, tls, permit })
 }
 
-/// May the caller use one of the routes of this origin, if it has any? A relay is not inspected, so the tunnel is
-/// refused for the reason that each request would be.
+/// Checks that the caller may use one of the routes of this origin, if it has any. A relay is not inspected, so the
+/// tunnel is refused for the reason that each request would be.
 fn check_access<'s>(
     snapshot: &'s Snapshot,
     origin: &Origin,
@@ -188,8 +188,8 @@ fn check_access<'s>(
     refused
 }
 
-/// May the tunnel carry cleartext HTTP? Then it is opened, and each request inside gets its own error response, which
-/// the caller can read.
+/// True if the tunnel may carry cleartext HTTP. Then it is opened, and each request inside gets its own error response,
+/// which the caller can read.
 fn may_carry_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>) -> bool {
     let mut routes = snapshot.router.routes_for(origin, caller);
     routes.any(|(bound, permitted)| !bound.route.tls.upgrade || permitted && bound.inactive().is_none())
@@ -197,7 +197,7 @@ fn may_carry_http(snapshot: &Snapshot, origin: &Origin, caller: Option<CallerId>
 
 async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted: Admitted) {
     let Ok(upgraded) = upgrade.await else { return };
-    // Inside HTTP/2 the connection goes on, and must not count as idle.
+    // Inside HTTP/2 the connection stays open, and must not count as idle.
     let serving = peer.activity.begin();
     let (mut io, mut first) = match upgraded.downcast::<TokioIo<Watched>>() {
         Ok(parts) => (parts.io.into_inner(), BytesMut::from(&parts.read_buf[..])),
@@ -214,7 +214,7 @@ async fn serve(worker: Rc<Worker>, peer: Rc<Peer>, upgrade: OnUpgrade, admitted:
     let io = io.rewatched(first.freeze());
     match (protocol, tls) {
         (InnerProtocol::Http, tls) => {
-            // Requests use the pool; closes the connection that was dialed for a relay.
+            // Requests use the pool; closes the connection that was dialled for a relay.
             drop(tls);
             serve_inside(worker, &peer, io, context).await;
         }
@@ -250,7 +250,7 @@ async fn serve_inside(worker: Rc<Worker>, peer: &Peer, io: Watched, context: Tun
 
 async fn relay_inside(
     mut downstream: Watched,
-    mut upstream: Dialed,
+    mut upstream: Dialled,
     context: &TunnelContext,
     idle: Duration,
     drain: PhaseWatch,
@@ -280,7 +280,7 @@ enum InnerProtocol {
 
 /// Reads until the protocol inside is known. `blind_upstream` is set where no route names the authority: then only
 /// bytes that start with an HTTP method are HTTP, and a server that speaks first ends the detection.
-async fn detect_protocol(io: &mut Watched, first: &mut BytesMut, blind_upstream: Option<&Dialed>) -> InnerProtocol {
+async fn detect_protocol(io: &mut Watched, first: &mut BytesMut, blind_upstream: Option<&Dialled>) -> InnerProtocol {
     loop {
         let detected = match first.first() {
             None => None,

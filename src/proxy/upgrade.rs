@@ -37,7 +37,7 @@ pub struct WebSocketRequest {
     pub is_extended_connect: bool,
 }
 
-/// Takes the upgrade out of a request for WebSocket, and for WebSocket alone.
+/// Takes the upgrade out of a request, for WebSocket only.
 pub fn take_websocket_request(head: &mut Parts) -> Option<WebSocketRequest> {
     let is_extended_connect = head.extensions.remove::<ExtendedConnect>().is_some();
     let can_upgrade = head.method == Method::GET && (head.version == Version::HTTP_11 || is_extended_connect);
@@ -47,12 +47,12 @@ pub fn take_websocket_request(head: &mut Parts) -> Option<WebSocketRequest> {
     Some(WebSocketRequest { downstream, is_extended_connect })
 }
 
-/// Would the caller take any 2xx for an open tunnel?
+/// True if the caller treats any 2xx as an open tunnel.
 pub fn opens_tunnel<B>(request: &Request<B>) -> bool {
     request.method() == Method::CONNECT || request.extensions().get::<ExtendedConnect>().is_some()
 }
 
-/// Do these fields, of a request or of a 101, name WebSocket and no other protocol?
+/// True if these fields, of a request or of a 101, name WebSocket and no other protocol.
 pub fn names_websocket_alone(headers: &HeaderMap) -> bool {
     let mut protocols = headers.get_all(UPGRADE).iter();
     let is_websocket = protocols.next().is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
@@ -68,7 +68,7 @@ pub fn set_upgrade_fields(headers: &mut HeaderMap) {
     headers.insert(UPGRADE, WEBSOCKET);
 }
 
-/// Does the 101 accept the WebSocket: does its Sec-WebSocket-Accept match the request's key (RFC 6455 §4.2.2)?
+/// True if the 101 accepts the WebSocket: its Sec-WebSocket-Accept matches the request's key (RFC 6455 §4.2.2).
 pub fn is_accepted(request: &HeaderMap, response: &HeaderMap) -> bool {
     let accept = accept_value(request);
     names_websocket_alone(response) && accept.is_some() && accept.as_ref() == response.get(SEC_WEBSOCKET_ACCEPT)
@@ -138,9 +138,9 @@ pub struct WebSocketTunnel {
 }
 
 impl WebSocketTunnel {
-    /// Relays until both sides have ended, the tunnel is idle for `idle`, or a drain begins; a WebSocket has no end of
-    /// its own that a drain could wait for. `peer` holds the connection's permit; all permits are released before
-    /// either side sees the close.
+    /// Relays until both sides have ended, the tunnel is idle for `idle`, or a drain begins, because a WebSocket may
+    /// never end on its own. `peer` holds the connection's permit; all permits are released before either side sees the
+    /// close.
     pub async fn relay(self, peer: Rc<Peer>, idle: Duration, drain: PhaseWatch) {
         if let (Ok(downstream), Ok(upstream)) = tokio::join!(self.downstream, self.upstream) {
             let serving = peer.activity.begin();

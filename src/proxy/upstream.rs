@@ -43,7 +43,7 @@ pub use checkout::Checkout;
 use connections::{Connections, EntryRef};
 use counting::CountingStream;
 use descriptors::or_overloaded;
-pub use descriptors::{Descriptors, Dialed};
+pub use descriptors::{Descriptors, Dialled};
 use destination::Key;
 pub use destination::{Destination, Protocol};
 use entry::{Conn, ConnGauge, Http1Conn};
@@ -52,7 +52,7 @@ pub use gates::Gates;
 use gates::{origin_bounds, wait_for_permit};
 use http2::Http2Conn;
 
-/// Context of a checkout: the configuration in force, the destination, the queue turn and the downstream connection.
+/// Context of a checkout: the current configuration, the destination, the queue turn and the downstream connection.
 #[derive(Clone, Copy)]
 pub struct CheckoutContext<'a> {
     pub snapshot: &'a Snapshot,
@@ -102,11 +102,11 @@ impl Pool {
     }
 
     /// Dials `origin` without TLS, for a tunnel.
-    pub async fn dial_tunnel(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialed, Fault> {
+    pub async fn dial_tunnel(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialled, Fault> {
         let in_use = self.take_use_permit(snapshot, turn).await?;
         let descriptor = self.take_descriptor(snapshot, turn).await?;
         match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin, turn)).await {
-            Ok(result) => Ok(Dialed::new(result.map_err(dial_fault)?, descriptor).holding(in_use)),
+            Ok(result) => Ok(Dialled::new(result.map_err(dial_fault)?, descriptor).holding(in_use)),
             Err(_) => Err(connect_timed_out()),
         }
     }
@@ -148,7 +148,7 @@ impl Pool {
         let deadline = Instant::now() + timeouts.connect;
         // Reuse the permit of a dead connection: waiting for a second one could deadlock on the first.
         let (mut waited, mut in_use) = (false, dead.and_then(Conn::reclaim_permit));
-        let (_dialing, in_use) = loop {
+        let (_dialling, in_use) = loop {
             if let Some(stream) = live_http2_conns(entry, dead).find_map(|conn| conn.try_join()) {
                 return Ok((Conn::Http2(stream), true));
             }
@@ -171,8 +171,8 @@ impl Pool {
             if waited && deadline <= Instant::now() {
                 return Err(connect_timed_out());
             }
-            if let Some(dialing) = entry.try_dial(waited) {
-                break (dialing, permit);
+            if let Some(dialling) = entry.try_dial(waited) {
+                break (dialling, permit);
             }
             // The dial that this request waits for may need the permit.
             drop(permit);
@@ -215,7 +215,9 @@ impl Pool {
         if origin.scheme == Scheme::Http && destination.protocol == Protocol::Any {
             let descriptor = self.take_descriptor(snapshot, turn).await?;
             let (conduit, forwarding) = dialer.connect_for_requests(origin, turn).await.map_err(dial_fault)?;
-            return self.handshake_http1(Dialed::new(conduit, descriptor), snapshot, entry, (in_use, forwarding)).await;
+            return self
+                .handshake_http1(Dialled::new(conduit, descriptor), snapshot, entry, (in_use, forwarding))
+                .await;
         }
         if origin.scheme == Scheme::Http {
             let stream = self.dial(ctx).await?;
@@ -243,10 +245,10 @@ impl Pool {
         }
     }
 
-    async fn dial(&self, ctx: CheckoutContext<'_>) -> Result<Dialed, Fault> {
+    async fn dial(&self, ctx: CheckoutContext<'_>) -> Result<Dialled, Fault> {
         let descriptor = self.take_descriptor(ctx.snapshot, ctx.turn).await?;
         let conduit = ctx.snapshot.dialer.connect(&ctx.destination.origin, ctx.turn).await.map_err(dial_fault)?;
-        Ok(Dialed::new(conduit, descriptor))
+        Ok(Dialled::new(conduit, descriptor))
     }
 
     /// Dials and performs the TLS handshake; the inner result is the handshake's.
@@ -254,7 +256,7 @@ impl Pool {
         &self,
         ctx: CheckoutContext<'_>,
         config: &Arc<ClientConfig>,
-    ) -> Result<io::Result<TlsStream<Dialed>>, Fault> {
+    ) -> Result<io::Result<TlsStream<Dialled>>, Fault> {
         let name = ctx.destination.server_name()?;
         let stream = self.dial(ctx).await?;
         Ok(TlsConnector::from(config.clone()).connect(name, stream).await)
@@ -340,5 +342,5 @@ fn live_http2_conns(entry: &EntryRef, dead: Option<&Conn>) -> impl Iterator<Item
 }
 
 fn connect_timed_out() -> Fault {
-    ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect has passed")
+    ProxyError::UpstreamUnreachable(Unreachable::Timeout).because("timeouts.connect exceeded")
 }

@@ -82,11 +82,11 @@ impl Worker {
     }
 
     pub fn counters(&self, connection: Option<&Connection>, caller: Option<&Name>) -> Rc<Counters> {
-        let key = (connection.map(|own| (own.name.clone(), own.profile.clone())), caller.cloned());
+        let key = (connection.map(|connection| (connection.name.clone(), connection.profile.clone())), caller.cloned());
         let mut counters = self.counters.borrow_mut();
         let counters = counters.entry(key).or_insert_with(|| {
             let label = |name: Option<&Name>| name.map_or(String::new(), Name::to_string);
-            let (name, profile) = connection.map(|own| (&own.name, &own.profile)).unzip();
+            let (name, profile) = connection.map(|connection| (&connection.name, &connection.profile)).unzip();
             let (connection, profile, caller) = (label(name), label(profile), label(caller));
             let metrics = &self.state.metrics;
             Rc::new(Counters {

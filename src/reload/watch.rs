@@ -56,7 +56,7 @@ impl Stamp {
         }
     }
 
-    /// Whether a change just after this stamp, taken at `wall`, could go unnoticed.
+    /// True if a change just after this stamp, taken at `wall`, could go unnoticed.
     fn is_recent(&self, wall: WallTime) -> bool {
         let Stamp::File { changed: (seconds, nanoseconds), .. } = *self else { return false };
         let seconds = WallTime::from_secs(seconds.try_into().unwrap_or(0));

@@ -1,4 +1,4 @@
-//! Builds a snapshot from a validated model and puts it in force, at startup and at every reload.
+//! Builds a snapshot from a validated model and applies it, at startup and at every reload.
 
 use std::collections::HashMap;
 use std::io;
@@ -30,7 +30,7 @@ use crate::tls::{self, Trust};
 use crate::token::slot::TokenSlot;
 use crate::token::{Slots, TokenCache};
 
-/// Why a valid configuration could not be put in force.
+/// Why a valid configuration could not be applied.
 #[derive(Debug, thiserror::Error)]
 pub enum WiringError {
     #[error("connection {connection}: {source}")]
@@ -66,13 +66,13 @@ pub struct Parts {
     pub access: Arc<Access>,
     pub events: Events,
     pub audit: Audit,
-    /// Seals links and sessions, which are handed out and come back.
+    /// Seals the links and sessions that browsers send back.
     pub seal: Arc<Keyring>,
     /// Actual addresses of our listeners.
     pub listeners: Vec<Listener>,
 }
 
-/// The parts, and the snapshot in force.
+/// The parts, and the current snapshot.
 pub struct Wiring {
     pub parts: Parts,
     pub snapshot: Arc<ArcSwap<Snapshot>>,
@@ -80,7 +80,7 @@ pub struct Wiring {
 }
 
 impl Wiring {
-    /// Puts the first configuration in force; also returns the shared slots of its active connections.
+    /// Applies the first configuration; also returns the shared slots of its active connections.
     pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
         let mut profiles = TlsProfiles::default();
         let audit = parts.audit(model)?;
@@ -92,8 +92,8 @@ impl Wiring {
         Ok((Wiring { parts, snapshot, profiles: Mutex::new(profiles) }, shared))
     }
 
-    /// Puts a new configuration in force, except for its audit, which is returned. Requests in flight finish under the
-    /// old one.
+    /// Applies a new configuration, except for its audit, which is returned. Requests in flight finish under the old
+    /// one.
     pub fn apply(&self, model: &Model) -> Result<(Differences, Prepared), WiringError> {
         let mut profiles = lock(&self.profiles);
         let previous = self.snapshot.load_full();
@@ -108,7 +108,7 @@ impl Wiring {
         Ok((Differences::of(previous, &model.connections), audit))
     }
 
-    /// Reports the configuration in force in health and metrics.
+    /// Reports the current configuration in health and metrics.
     pub fn in_force(&self, fingerprint: &str, restart_required: bool) {
         self.parts.health.set_configuration(fingerprint);
         self.parts.metrics.configuration_applied(self.parts.clock.now().wall, restart_required);
@@ -192,7 +192,7 @@ impl Parts {
 
     /// Public base URL for browsers: as configured, else the address of the listener, if that is on loopback.
     fn public_base(&self, model: &Model) -> Option<Url> {
-        let listener = |name: &Listener| self.listeners.iter().find(|own| own.name == name.name);
+        let listener = |name: &Listener| self.listeners.iter().find(|bound| bound.name == name.name);
         let served = model.listeners.public.as_ref().unwrap_or(&model.listeners.admin);
         let address = listener(served).unwrap_or(served).address;
         let local = address.ip().to_canonical().is_loopback();
@@ -203,7 +203,7 @@ impl Parts {
     /// Creates a new tracer per configuration; the previous one stops with the last request that uses it.
     fn tracer(&self, model: &Model, trust: &Trust) -> Result<Tracer, TracingError> {
         let Some(Tracing { collector, sample }) = &model.tracing else { return Ok(Tracer::default()) };
-        // The collector may have a private address, for this client alone: callers cannot reach it through us.
+        // The collector may have a private address, for this client only: callers cannot reach it through us.
         let host = collector.host_str().and_then(|host| Host::parse(host).ok());
         let policy = AddressPolicy::new(model, &self.listeners);
         let policy = host.into_iter().fold(policy, AddressPolicy::permitting_private);

@@ -54,7 +54,7 @@ pub fn rest<'p>(prefix: &PathPrefix, path: &'p str) -> Option<&'p str> {
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }
 
-/// Whether every reading of `path` is at or below `prefix`.
+/// True if every reading of `path` is at or below `prefix`.
 pub fn stays_below(prefix: &PathPrefix, path: &str) -> bool {
     if prefix.is_root() {
         return true;
@@ -66,7 +66,7 @@ pub fn stays_below(prefix: &PathPrefix, path: &str) -> bool {
     }
 }
 
-/// Whether the path has one reading: no `%`, `;` or `\`, no empty segment and none that starts with a dot.
+/// True if the path has one reading: no `%`, `;` or `\`, no empty segment and none that starts with a dot.
 fn is_plain(path: &[u8]) -> bool {
     let mut after_slash = false;
     path.iter().all(|byte| {

@@ -175,7 +175,7 @@ fn the_more_specific_route_wins() {
 }
 
 #[test]
-fn a_method_that_no_route_states_has_no_route() {
+fn a_method_that_no_route_lists_has_no_route() {
     let rules = [
         Rule { host: "a.test", path: "/v1", ..RULE },
         Rule { host: "a.test", path: "/v1/deep", methods: &[Method::POST], ..RULE },
@@ -189,7 +189,7 @@ fn a_method_that_no_route_states_has_no_route() {
 }
 
 #[test]
-fn stated_methods_win_over_an_equal_route_without() {
+fn a_route_that_lists_methods_wins_over_an_equal_one_without() {
     let write = [Method::POST, Method::PATCH];
     for host in ["a.test", "*.test", "/api"] {
         let all = Rule { host, ..RULE };

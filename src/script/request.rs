@@ -77,9 +77,9 @@ fn check_header(name: &str, value: &str, unchanged: bool) -> Result<(), Failure>
 /// Merges header names by case: one that the script wrote with capitals overrides its lower-case form.
 fn merge_case(headers: Map) -> Map {
     let is_lower = |name: &str| !name.bytes().any(|byte| byte.is_ascii_uppercase());
-    let (lower, own): (Vec<_>, Vec<_>) = headers.into_iter().partition(|(name, _)| is_lower(name));
-    let own = own.into_iter().map(|(name, value)| (name.to_ascii_lowercase().into(), value));
-    lower.into_iter().chain(own).collect()
+    let (lower, mixed_case): (Vec<_>, Vec<_>) = headers.into_iter().partition(|(name, _)| is_lower(name));
+    let mixed_case = mixed_case.into_iter().map(|(name, value)| (name.to_ascii_lowercase().into(), value));
+    lower.into_iter().chain(mixed_case).collect()
 }
 
 /// The fields of `returned`: those also in `given` in their original order, then the new ones.

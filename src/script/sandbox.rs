@@ -156,9 +156,9 @@ fn limit_variable_size(engine: &mut Engine) {
 
 /// Subtracts the size of `value` from `left`; false if `left` is too small, or an array or map exceeds its bound.
 fn charge_size(value: &Dynamic, left: &mut usize) -> bool {
-    let own =
+    let bytes =
         value.as_immutable_string_ref().map_or(0, |text| text.len()) + value.as_blob_ref().map_or(0, |blob| blob.len());
-    let Some(rest) = left.checked_sub(VALUE_BYTES + own) else { return false };
+    let Some(rest) = left.checked_sub(VALUE_BYTES + bytes) else { return false };
     *left = rest;
     let fits_array = value
         .as_array_ref()

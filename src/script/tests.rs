@@ -1,6 +1,6 @@
-//! What hooks may change and return, and how they fail.
+//! Hooks: what they may change and return, and how they fail.
 //!
-//! Not here: resource exhaustion (`bombs`), rejected sources (`refused`), the functions offered (`functions`).
+//! Not here: resource exhaustion (`bombs`), rejected sources (`refused`), the available functions (`functions`).
 
 use std::time::Duration;
 
@@ -38,16 +38,16 @@ fn response(text: &str) -> Response {
     Response { status: 201, headers: fields(&[("X-Id", "7"), ("X-Id", "8")]), text: text.into() }
 }
 
-/// Runs `body` as the token request's hook.
+/// Runs `body` as the token request hook.
 fn on_request(body: &str) -> Result<Request, Failure> {
     let source = format!("fn token_request(request, ctx) {{ {body} }}");
-    Script::compile(&source).expect("it compiles").token_request(request(), &context())
+    Script::compile(&source).expect("the script compiles").token_request(request(), &context())
 }
 
-/// Runs `body` as the token response's hook.
+/// Runs `body` as the token response hook.
 fn on_response(body: &str, text: &str) -> Result<(u16, String), Failure> {
     let source = format!("fn token_response(response, ctx) {{ {body} }}");
-    let script = Script::compile(&source).expect("it compiles");
+    let script = Script::compile(&source).expect("the script compiles");
     script.token_response(response(text), &context()).map(|response| (response.status, response.body))
 }
 
@@ -159,7 +159,7 @@ fn a_script_replaces_the_token_response() {
 }
 
 #[test]
-fn a_long_response_stays_whole_although_its_text_is_truncated() {
+fn truncating_the_text_leaves_a_long_response_whole() {
     let token = "a".repeat(61_440);
     let long = format!("{{\"access_token\":\"{token}\",\"refresh_token\":\"{}\"}}", "ä".repeat(4_000));
     let (status, unchanged) = on_response("response", &long).unwrap();

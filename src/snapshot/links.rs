@@ -1,4 +1,4 @@
-//! Links that people open to connect a connection to their account.
+//! Links that people open to connect their accounts.
 //!
 //! Not here: what opening a link does (`admin::consent`).
 //! Invariants: a link for a subject is sealed to connection, profile and subject, and valid for ten minutes; any
@@ -104,21 +104,21 @@ mod tests {
         let crm = TokenKey::of_connection(Name::parse("crm").unwrap());
         let other = TokenKey { profile: Name::parse("other").unwrap(), ..crm.clone() };
         let ann = TokenKey { subject: Subject::parse("ann@acme.test"), ..other.clone() };
-        let (own, base, now) =
+        let (ours, base, now) =
             (links("https://keys.test/kb/", 1), "https://keys.test/kb/connect/crm", WallTime::from_secs(900));
-        assert_eq!(own.callback().as_deref(), Some("https://keys.test/kb/oauth/callback"));
-        assert_eq!(own.connect(&crm, now).as_deref(), Some(base));
-        assert_eq!(own.connect(&other, now), Some(format!("{base}?profile=other")));
-        let link = own.connect(&ann, now).unwrap();
+        assert_eq!(ours.callback().as_deref(), Some("https://keys.test/kb/oauth/callback"));
+        assert_eq!(ours.connect(&crm, now).as_deref(), Some(base));
+        assert_eq!(ours.connect(&other, now), Some(format!("{base}?profile=other")));
+        let link = ours.connect(&ann, now).unwrap();
         let sealed = link.strip_prefix(&format!("{base}?for=")).unwrap();
         assert!(!link.contains("ann"));
-        assert_eq!(own.open(sealed, now), Some(ann.clone()));
-        assert_eq!(own.open(sealed, now + LINK_TTL - Duration::from_secs(1)), Some(ann));
-        assert_eq!(own.open(sealed, now + LINK_TTL), None);
+        assert_eq!(ours.open(sealed, now), Some(ann.clone()));
+        assert_eq!(ours.open(sealed, now + LINK_TTL - Duration::from_secs(1)), Some(ann));
+        assert_eq!(ours.open(sealed, now + LINK_TTL), None);
         let mut changed = sealed.to_owned().into_bytes();
         changed[40] ^= 1;
         for bad in ["", "x", &sealed[1..], std::str::from_utf8(&changed).unwrap(), &sealed.repeat(9)] {
-            assert_eq!(own.open(bad, now), None, "{bad}");
+            assert_eq!(ours.open(bad, now), None, "{bad}");
         }
         assert_eq!(links("https://keys.test", 2).open(sealed, now), None);
     }

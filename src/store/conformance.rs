@@ -22,7 +22,7 @@ pub use shared::shared_store;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// Does the store keep secrets and definitions?
+/// How the store treats secrets and definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SecretsAndDefinitions {
     Kept,

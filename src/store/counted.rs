@@ -11,8 +11,8 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::{
-    Catalog, CatalogChange, DefinitionStore, Lease, News, Note, NoteStore, Page, Revision, SecretStore, SharedStore,
-    Store, StoreError, StoreFuture, StoredText, StoredToken, TokenStore,
+    Catalog, CatalogChange, DefinitionStore, Lease, Note, NoteStore, Notification, Page, Revision, SecretStore,
+    SharedStore, Store, StoreError, StoreFuture, StoredText, StoredToken, TokenStore,
 };
 use crate::model::Name;
 use crate::model::secret::Secret;
@@ -176,8 +176,8 @@ impl SharedStore for CountedShared {
         self.store.reconnected_at()
     }
 
-    fn news(&self) -> broadcast::Receiver<News> {
-        self.store.news()
+    fn subscribe(&self) -> broadcast::Receiver<Notification> {
+        self.store.subscribe()
     }
 }
 

@@ -23,9 +23,6 @@ pub const CHANGE_BYTES_MAX: usize = 32 << 20;
 /// Bound of the definitions in a catalog, and so of those in a change.
 pub const DEFINITIONS_MAX: usize = 20_000;
 
-/// Attempts to read the definitions of a catalog that other writers keep replacing.
-const READ_ATTEMPTS: usize = 5;
-
 const LONG_DEFINITION: StoreError = StoreError::Unsupported("a definition has at most 256 KiB");
 const LONG_CHANGE: StoreError = StoreError::Unsupported("the definitions of one change have at most 32 MiB together");
 const FULL: StoreError = StoreError::Unsupported("a store keeps at most 20,000 definitions");
@@ -50,7 +47,7 @@ pub trait DefinitionStore: Send + Sync {
     fn definitions<'a>(&'a self, revisions: &'a [(Name, Revision)]) -> StoreFuture<'a, Vec<StoredText>>;
 
     /// Replaces the catalog `over` by its successor, all or nothing, removes the superseded revisions, and notifies
-    /// other replicas ([`super::News::Definitions`]). Returns the new catalog. `None`: the catalog in the store is not
+    /// other replicas ([`super::Notification::Definitions`]). Returns the new catalog. `None`: the catalog in the store is not
     /// `over`, and nothing has changed; read it again and check the change against it.
     ///
     /// # Errors
@@ -88,8 +85,9 @@ impl fmt::Display for Revision {
 /// Names the revision in force of each connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Catalog {
-    /// 0: there never was a catalog.
+    /// Number of changes so far; 0: there never was a catalog.
     pub generation: u64,
+    /// The revision in force of each connection.
     pub entries: BTreeMap<Name, Revision>,
 }
 
@@ -103,20 +101,26 @@ pub struct CatalogChange {
 }
 
 /// A catalog with its definitions.
+#[cfg_attr(not(test), expect(dead_code, reason = "only the admin API will read definitions"))]
 #[derive(Debug, Default)]
 pub struct Definitions {
+    /// The catalog that was read last.
     pub catalog: Catalog,
     /// For each entry of the catalog, its text, or why it does not open.
     pub texts: BTreeMap<Name, Result<Secret, StoreError>>,
 }
 
+#[cfg_attr(not(test), expect(dead_code, reason = "only the admin API will read definitions"))]
 impl Definitions {
+    /// Attempts to read the definitions of a catalog that other writers keep replacing.
+    const READ_ATTEMPTS: usize = 5;
+
     /// Reads the catalog, and the texts whose revisions have changed. Returns true if the catalog has changed.
     ///
     /// # Errors
     /// [`StoreError`] as [`DefinitionStore::catalog`]; nothing has changed here.
     pub async fn update(&mut self, store: &dyn DefinitionStore) -> Result<bool, StoreError> {
-        for _ in 0..READ_ATTEMPTS {
+        for _ in 0..Self::READ_ATTEMPTS {
             let catalog = store.catalog().await?;
             if catalog == self.catalog {
                 return Ok(false);

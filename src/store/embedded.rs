@@ -42,6 +42,7 @@ use queue::Queue;
 
 const DAMAGED: &str = "it is in a damaged part of the store's file";
 
+/// A store in one sealed file, which one process at a time has open.
 pub struct EmbeddedStore {
     path: PathBuf,
     queue: Queue,
@@ -85,6 +86,7 @@ impl EmbeddedStore {
         Ok(EmbeddedStore { path, queue, codec, leases: ProcessLeases::default() })
     }
 
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -180,11 +182,11 @@ fn get(transaction: &ReadTransaction, table: Table, name: &[u8]) -> Result<Optio
 fn put(
     table: &mut RecordTable<'_>,
     keyring: &Keyring,
-    (own, name): (Table, &[u8]),
+    (kind, name): (Table, &[u8]),
     wall: u64,
     text: &[u8],
 ) -> Result<u64, redb::Error> {
-    let sealed_in = sealed_in(&own, name);
+    let sealed_in = sealed_in(&kind, name);
     // The version of a record that does not open is not trusted.
     let before = table.get(name)?.and_then(|sealed| Some(keyring.open(sealed_in, sealed.value()).ok()?.0));
     let version = before.map_or(wall, |before| before.saturating_add(1).max(wall));

@@ -6,19 +6,33 @@ use std::path::{Path, PathBuf};
 use super::seal::KeyId;
 use crate::model::token::TokenKey;
 
+/// Why an operation failed. The caller retries, acquires the lease again, or gives up on one record.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StoreError {
+    /// Another holder kept the lease for the whole wait. Retryable.
     #[error("timed out waiting for the lease of {key}")]
-    LeaseTimeout { key: TokenKey },
+    LeaseTimeout {
+        /// The token whose lease was requested.
+        key: TokenKey,
+    },
     /// The lease has expired, and there may be another holder.
     #[error("the lease of {key} was lost: it expired, or another replica changed the record")]
-    LeaseLost { key: TokenKey },
-    /// The store as a whole failed: a full disk, a missing file, no connection. Retryable.
+    LeaseLost {
+        /// The token whose record was not written.
+        key: TokenKey,
+    },
+    /// The whole store failed: a full disk, a missing file, no connection. Retryable.
     #[error("store unavailable: {0}")]
     Unavailable(String),
     /// One record is truncated, tampered with, or sealed under a key that is not configured.
     #[error("the record {record} cannot be opened: {why}")]
-    Damaged { record: String, why: &'static str },
+    Damaged {
+        /// Its key, as text; for messages.
+        record: String,
+        /// Completes the sentence "the record cannot be opened: …", with the remedy if there is one.
+        why: &'static str,
+    },
+    /// The store does not support the operation, or a value exceeds its limit. Permanent; the text is for people.
     #[error("{0}")]
     Unsupported(&'static str),
 }
@@ -44,7 +58,7 @@ pub enum OpenError {
     )]
     WrongKey { path: PathBuf, sealed_under: KeyId, configured: Vec<KeyId> },
     #[error(
-        "{} has format {found}, written by a newer keybearer; use that version, or another file",
+        "{} has format {found}, written by a newer version of Keybearer; use that version, or another file",
         path.display()
     )]
     NewerFormat { path: PathBuf, found: u32 },

@@ -44,7 +44,7 @@ impl Keyring {
     /// The configured keys, or else the key in the state directory, which is created for a new store.
     pub fn from_settings(settings: &StoreSettings, state_dir: &Path) -> Result<Keyring, OpenError> {
         let file = state_dir.join(KEY_FILE);
-        let own;
+        let stored;
         let (first, others) = match (settings.seal_keys.split_first(), &settings.kind) {
             (Some(keys), _) => keys,
             (None, kind) => {
@@ -52,8 +52,8 @@ impl Keyring {
                     StoreKind::Embedded { path, .. } => Some(path.as_path()),
                     StoreKind::Memory | StoreKind::Redis(_) => None,
                 };
-                own = own_key(&file, store)?;
-                (&own, &[][..])
+                stored = own_key(&file, store)?;
+                (&stored, &[][..])
             }
         };
         Keyring::new(first, others).map_err(|error| OpenError::Key { path: file, why: error.to_string() })

@@ -26,6 +26,7 @@ const SWEEP_AT_MIN: usize = 1024;
 const NO_SECRETS: StoreError =
     StoreError::Unsupported("the memory store holds no secrets; configure `store: {embedded: {}}`");
 
+/// A store that loses everything when the process ends. It holds tokens and notes, but no secrets.
 #[derive(Debug, Default)]
 pub struct MemoryStore {
     records: Mutex<BTreeMap<TokenKey, StoredToken>>,
@@ -108,9 +109,9 @@ impl TokenStore for MemoryStore {
     fn list<'a>(&'a self, connection: &'a Name, after: Option<&'a TokenKey>, limit: usize) -> StoreFuture<'a, Page> {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let records = self.records();
-        let own =
+        let matching =
             records.range::<TokenKey, _>((from, Bound::Unbounded)).filter(|(key, _)| key.connection == *connection);
-        let page = own.take(limit).map(|(key, token)| (key.clone(), Ok(token.clone()))).collect();
+        let page = matching.take(limit).map(|(key, token)| (key.clone(), Ok(token.clone()))).collect();
         Box::pin(async move { Ok(page) })
     }
 

@@ -1,4 +1,4 @@
-//! A store that keeps nothing, for tokens that only the present request can use.
+//! A store that keeps nothing, for tokens that only the current request can use.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -14,7 +14,7 @@ mod lease;
 mod link;
 
 mod names;
-mod news;
+mod notifications;
 mod notes;
 mod records;
 mod scripts;
@@ -54,7 +54,7 @@ use scripts::Scripts;
 pub use secrets_in_use::SecretsInUse;
 use ttl::{TOMBSTONE_TTL, ms};
 
-/// Most records read in one call.
+/// Maximum number of records read in one call.
 const PAGE_MAX: usize = 256;
 /// Poll interval of a lease that another replica holds.
 const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);
@@ -64,6 +64,7 @@ const LEASE_POLL_INTERVAL: Duration = Duration::from_millis(50);
 const SAVES_PER_INDEX_CHECK: u8 = 4;
 const INDEX_SAMPLE: usize = 16;
 
+/// A store in Redis or Valkey, shared by replicas; records are sealed before they leave the process.
 pub struct RedisStore {
     backend: Arc<Backend>,
     leases: ProcessLeases,
@@ -78,17 +79,18 @@ impl RedisStore {
         tasks: &Tasks,
         secrets_in_use: SecretsInUse,
     ) -> RedisStore {
-        let (names, news) = (Names::new(&settings.key_prefix), broadcast::Sender::new(news::QUEUE_MAX));
+        let (names, notifications) =
+            (Names::new(&settings.key_prefix), broadcast::Sender::new(notifications::QUEUE_MAX));
         let keyring = Arc::new(keyring);
         let check_record = CheckRecord::new(names.check_record(), keyring.clone(), scripts::check_record());
         let backend = Backend {
-            link: Link::new(settings, tasks.clone(), names.probe(), check_record, news.clone()),
+            link: Link::new(settings, tasks.clone(), names.probe(), check_record, notifications.clone()),
             names,
             scripts: Scripts::new(),
             codec: RecordCodec::new(keyring, clock),
             secrets_in_use,
             definitions_in_use: DefinitionsInUse::default(),
-            news,
+            notifications,
             instance: format!("{:016x}", fastrand::u64(..)),
         };
         RedisStore { backend: Arc::new(backend), leases: ProcessLeases::default() }
@@ -96,8 +98,8 @@ impl RedisStore {
 
     /// Subscribes to the changes of other replicas and reconnects after outages, until the program exits.
     pub fn follow(&self, tasks: &Tasks) {
-        tasks.spawn("store news", news::follow(self.backend.clone()));
-        tasks.spawn("store link", news::reconnect(self.backend.clone()));
+        tasks.spawn("store notifications", notifications::follow(self.backend.clone()));
+        tasks.spawn("store link", notifications::reconnect(self.backend.clone()));
         tasks.spawn("store definitions", definitions::poll(self.backend.clone()));
     }
 
@@ -150,7 +152,7 @@ impl TokenStore for RedisStore {
                 call.key(name);
             }
             call.arg(&fence.holder).arg(fence.version).arg(sealed).arg(ms(ttl));
-            call.arg(names::member(key)).arg(names.news()).arg(self.backend.news_of(key));
+            call.arg(names::member(key)).arg(names.notifications()).arg(self.backend.notification_for(key));
             let saved: bool = link.run(&call).await?;
             if !saved {
                 return Err(lost());
@@ -174,7 +176,7 @@ impl TokenStore for RedisStore {
                 call.key(name);
             }
             call.arg(&fence.holder).arg(fence.version).arg(ms(TOMBSTONE_TTL)).arg(names::member(key));
-            call.arg(names.news()).arg(self.backend.news_of(key));
+            call.arg(names.notifications()).arg(self.backend.notification_for(key));
             match link.run(&call).await? {
                 true => Ok(()),
                 false => Err(lost()),

@@ -90,7 +90,7 @@ impl Header {
 pub enum UnsealError {
     #[error("it is truncated")]
     Torn,
-    #[error("a newer version of keybearer wrote it; upgrade, or restore a backup")]
+    #[error("a newer version of Keybearer wrote it; upgrade, or restore a backup")]
     Newer,
     #[error("it is sealed under a key that is not configured; add that key to `store.seal_key`")]
     Key(KeyId),
@@ -102,7 +102,7 @@ impl UnsealError {
     pub fn why(self) -> &'static str {
         match self {
             UnsealError::Torn => "it is truncated",
-            UnsealError::Newer => "a newer version of keybearer wrote it; upgrade, or restore a backup",
+            UnsealError::Newer => "a newer version of Keybearer wrote it; upgrade, or restore a backup",
             UnsealError::Key(_) => "it is sealed under a key that is not configured; add that key to `store.seal_key`",
             UnsealError::Changed => "it was changed, or moved from another record",
         }
@@ -132,6 +132,10 @@ impl From<Unspecified> for SealError {
 }
 
 impl Keyring {
+    /// `others` open records sealed under an earlier key, during a rotation.
+    ///
+    /// # Errors
+    /// Only if key derivation fails.
     pub fn new(first: &SealKey, others: &[SealKey]) -> Result<Keyring, SealError> {
         let others = others.iter().map(Key::new).collect::<Result<_, _>>()?;
         Ok(Keyring { first: Key::new(first)?, others })
@@ -142,6 +146,7 @@ impl Keyring {
         self.keys().map(|key| key.id)
     }
 
+    /// ID of the key that seals.
     pub fn sealing(&self) -> KeyId {
         self.first.id
     }
@@ -150,6 +155,11 @@ impl Keyring {
         std::iter::once(&self.first).chain(&self.others)
     }
 
+    /// Seals `text` under a random nonce. `version` and `sealed_in` are authenticated: a record that was moved or
+    /// relabelled does not open.
+    ///
+    /// # Errors
+    /// No randomness, or a text beyond the length limit of the cipher.
     pub fn seal(&self, sealed_in: SealedIn<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, SealError> {
         let info = sealed_in.info();
         let mut sealed = Vec::with_capacity(TEXT_AT + text.len() + TAG_BYTES);

@@ -70,7 +70,7 @@ pub trait Records {
     fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Tally), StoreError>;
 
     /// Called when every record is sealed under the first key.
-    fn resealed(&self) -> Result<(), StoreError>;
+    fn finish_reseal(&self) -> Result<(), StoreError>;
 }
 
 /// A record in plaintext.
@@ -111,10 +111,10 @@ pub enum TransferError {
     File { path: PathBuf, source: io::Error },
     #[error("{}, line {line}: {why}", path.display())]
     Line { path: PathBuf, line: u64, why: &'static str },
-    #[error("{} has format {found}, written by a newer keybearer; use that version", path.display())]
+    #[error("{} has format {found}, written by a newer version of Keybearer; use that version", path.display())]
     NewerFormat { path: PathBuf, found: u32 },
     #[error(
-        "{} is sealed under {sealed_under}, and `store.seal_key` has {configured}; add a key of the export behind the first",
+        "{} is sealed under {sealed_under}, and `store.seal_key` has {configured}; add the key of the export after the first",
         path.display()
     )]
     WrongKey { path: PathBuf, sealed_under: String, configured: String },
@@ -273,14 +273,13 @@ impl<'a> Lines<'a> {
         let head = lines.line()?;
         let format = |head: &[u8]| serde_json::from_slice::<serde_json::Value>(head).ok()?["keybearer_store"].as_u64();
         // Checked first, because a newer format may have other fields.
-        let found =
-            head.as_deref().and_then(format).ok_or_else(|| lines.invalid_line("is not an export of keybearer"))?;
+        let found = head.as_deref().and_then(format).ok_or_else(|| lines.invalid_line("is not a Keybearer export"))?;
         if found > u64::from(FORMAT) {
             let found = u32::try_from(found).unwrap_or(u32::MAX);
             return Err(TransferError::NewerFormat { path: path.to_owned(), found });
         }
         let head = head.and_then(|head| serde_json::from_slice(&head).ok());
-        Ok((head.ok_or_else(|| lines.invalid_line("is not the header of an export"))?, lines))
+        Ok((head.ok_or_else(|| lines.invalid_line("is not the header of a Keybearer export"))?, lines))
     }
 
     fn line(&mut self) -> Result<Option<Vec<u8>>, TransferError> {
@@ -326,6 +325,6 @@ pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Tally, Tran
             progress(done, total.max(done));
         }
     }
-    store.resealed()?;
+    store.finish_reseal()?;
     if tally.unopened > 0 { Err(TransferError::Unopened(tally)) } else { Ok(tally) }
 }

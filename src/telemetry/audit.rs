@@ -119,6 +119,7 @@ pub enum Prepared {
 }
 
 impl Audit {
+    /// The target in force. A reload may replace it, so load it again for each record.
     pub fn now(&self) -> Guard<Arc<Target>> {
         self.target.load()
     }

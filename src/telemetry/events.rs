@@ -25,11 +25,11 @@ pub enum Event {
         error: String,
         retry: Option<WallTime>,
     },
-    /// The new configuration is in force, except for the keys that need a restart.
+    /// The new configuration was applied, except for the keys that need a restart.
     ConfigurationReloaded {
         restart_required: Vec<&'static str>,
     },
-    /// The previous configuration stays in force.
+    /// The previous configuration stays active.
     ConfigurationRefused {
         problems: usize,
     },
@@ -46,11 +46,13 @@ impl Default for Events {
 }
 
 impl Events {
+    /// Never blocks. `at` is when the event happened.
     pub fn publish(&self, at: WallTime, event: Event) {
         // There may be no subscriber.
         let _ = self.0.send((at, event));
     }
 
+    /// Receives events published from now on. `Lagged` reports how many a slow subscriber has missed.
     pub fn subscribe(&self) -> broadcast::Receiver<(WallTime, Event)> {
         self.0.subscribe()
     }

@@ -12,7 +12,7 @@ pub struct Health {
     store_reached: AtomicBool,
     tokens_settled: AtomicBool,
     draining: AtomicBool,
-    /// Fingerprint of the configuration in force.
+    /// Fingerprint of the current configuration.
     configuration: Mutex<String>,
 }
 
@@ -31,7 +31,7 @@ impl Health {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Sets the fingerprint of the configuration in force.
+    /// Sets the fingerprint of the current configuration.
     pub fn set_configuration(&self, fingerprint: &str) {
         *lock(&self.configuration) = fingerprint.to_owned();
     }

@@ -3,9 +3,10 @@
 //! Invariants: label values are names from the configuration or from closed lists, never text from a request. The hot
 //! path keeps handles ([`RequestCounters`]) and never looks up a label.
 
-use prometheus::core::{Collector, Desc};
+mod dropped_lines;
+
+use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::MetricFamily;
 use prometheus::{
     Encoder, Error, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry, TextEncoder,
@@ -13,27 +14,42 @@ use prometheus::{
 use tracing_appender::non_blocking::ErrorCounter;
 
 use crate::model::time::WallTime;
+use dropped_lines::DroppedLines;
 
 /// All metrics of a process; cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
+    /// `keybearer_errors_total`; the code is one of `docs/errors.md`.
     pub errors: IntCounterVec,
+    /// `keybearer_requests_in_flight`, over the same span as `duration`.
     pub in_flight: IntGauge,
+    /// `keybearer_request_duration_seconds`, from the request head to the end of the response.
     pub duration: HistogramVec,
+    /// `keybearer_request_overhead_seconds`, observed at the response head.
     pub overhead: Histogram,
+    /// `keybearer_token_wait_seconds`, observed only for requests that had to wait.
     pub token_wait: Histogram,
     injections: IntCounterVec,
+    /// `keybearer_stripped_total`, one per credential.
     pub stripped: IntCounterVec,
+    /// `keybearer_token_requests_total`; `outcome` is `ok` or that of the failure.
     pub token_requests: IntCounterVec,
+    /// `keybearer_token_request_duration_seconds`, failures included.
     pub token_request_duration: HistogramVec,
+    /// `keybearer_token_expiry_timestamp_seconds`: Unix time; shared tokens only.
     pub token_expiry: GaugeVec,
+    /// `keybearer_refresh_token_expiry_timestamp_seconds`: Unix time; a forecast; shared tokens only.
     pub refresh_token_expiry: GaugeVec,
+    /// `keybearer_tokens`, set when the metrics are read.
     pub tokens: IntGaugeVec,
+    /// `keybearer_replays_total`; `outcome` is `accepted`, `rejected` or `skipped`.
     pub replays: IntCounterVec,
+    /// `keybearer_upstream_connections`; `state` is `active` or `idle`.
     pub upstream_connections: IntGaugeVec,
     certificate_expiry: GaugeVec,
+    /// `keybearer_store_operations_total`; `outcome` is `ok` or `failed`.
     pub store_operations: IntCounterVec,
     reloads: IntCounterVec,
     last_reload_successful: IntGauge,
@@ -159,16 +175,13 @@ impl Metrics {
             reloads: counter("keybearer_config_reloads_total", "Attempts to reload the configuration.", &["outcome"])?,
             last_reload_successful: register(
                 &registry,
-                IntGauge::new(
-                    "keybearer_config_last_reload_successful",
-                    "1 if the last reload succeeded: the current configuration is in force.",
-                )?,
+                IntGauge::new("keybearer_config_last_reload_successful", "1 if the last reload succeeded.")?,
             )?,
             last_reload_success: register(
                 &registry,
                 Gauge::new(
                     "keybearer_config_last_reload_success_timestamp_seconds",
-                    "Time at which the configuration in force was loaded.",
+                    "Time at which the current configuration was loaded.",
                 )?,
             )?,
             restart_required: register(
@@ -205,6 +218,7 @@ impl Metrics {
         RequestCounters { upstream: origin("upstream"), proxy: origin("proxy") }
     }
 
+    /// The counters of one connection and profile.
     pub fn injection_counters(&self, connection: &str, profile: &str) -> InjectionCounters {
         let outcome = |outcome| self.injections.with_label_values(&[connection, profile, outcome]);
         InjectionCounters {
@@ -220,10 +234,10 @@ impl Metrics {
     /// # Errors
     /// If called twice.
     pub fn watch_log(&self, dropped: ErrorCounter) -> Result<(), Error> {
-        self.registry.register(Box::new(DroppedLines { zero: DroppedLines::counter()?, dropped }))
+        self.registry.register(Box::new(DroppedLines::new(dropped)?))
     }
 
-    /// Records that a configuration has been in force since `wall`.
+    /// Records that a configuration was applied at `wall`.
     pub fn configuration_applied(&self, wall: WallTime, restart_required: bool) {
         self.last_reload_successful.set(1);
         self.last_reload_success.set(wall.as_secs_f64());
@@ -238,11 +252,12 @@ impl Metrics {
         }
     }
 
+    /// Counts a reload that was applied.
     pub fn reload_applied(&self) {
         self.reloads.with_label_values(&["applied"]).inc();
     }
 
-    /// The new configuration was refused; the previous one stays in force.
+    /// The new configuration was refused; the previous one stays active.
     pub fn reload_refused(&self) {
         self.reloads.with_label_values(&["refused"]).inc();
         self.last_reload_successful.set(0);
@@ -259,32 +274,6 @@ impl Metrics {
 fn register<C: Collector + Clone + 'static>(registry: &Registry, metric: C) -> Result<C, Error> {
     registry.register(Box::new(metric.clone()))?;
     Ok(metric)
-}
-
-/// The logger's counter of dropped lines, read at each scrape.
-struct DroppedLines {
-    /// Provides the description.
-    zero: IntCounter,
-    dropped: ErrorCounter,
-}
-
-impl DroppedLines {
-    fn counter() -> Result<IntCounter, Error> {
-        let help = "Log lines dropped because stderr was blocked and the log queue was full.";
-        IntCounter::new("keybearer_log_lines_dropped_total", help)
-    }
-}
-
-impl Collector for DroppedLines {
-    fn desc(&self) -> Vec<&Desc> {
-        self.zero.desc()
-    }
-
-    fn collect(&self) -> Vec<MetricFamily> {
-        let Ok(total) = DroppedLines::counter() else { return Vec::new() };
-        total.inc_by(self.dropped.dropped_lines() as u64);
-        total.collect()
-    }
 }
 
 /// Use of a certificate in the configuration: the label `use`.
@@ -340,9 +329,13 @@ impl RequestCounters {
 /// Handles of `keybearer_injections_total` for one connection and profile.
 #[derive(Debug)]
 pub struct InjectionCounters {
+    /// A token was injected.
     pub injected: IntCounter,
+    /// The caller's own credential was forwarded.
     pub kept: IntCounter,
+    /// Forwarded without a token.
     pub forwarded: IntCounter,
+    /// Refused: no token, or the route forbids a credential of the caller's own.
     pub refused: IntCounter,
 }
 

@@ -93,28 +93,28 @@ impl OpenFiles {
         self.0 - self.reserved()
     }
 
-    /// Most downstream connections; `configured` is the limit of the configuration.
+    /// Maximum number of downstream connections; `configured` is the limit of the configuration.
     pub fn downstream_max(self, configured: usize) -> usize {
         configured.min(self.connections() / 2).max(1)
     }
 
-    /// Most upstream connections.
+    /// Maximum number of upstream connections.
     pub fn upstream_max(self, downstream_configured: usize) -> usize {
         self.connections().saturating_sub(self.downstream_max(downstream_configured)).max(1)
     }
 
-    /// Most idle upstream connections. A dial rarely finds every descriptor in use, and memory is bounded even if the
-    /// open file limit is not.
+    /// Maximum number of idle upstream connections. A dial rarely finds every descriptor in use, and memory is bounded
+    /// even if the open file limit is not.
     pub fn idle_max(self, downstream_configured: usize) -> usize {
         (self.upstream_max(downstream_configured) / 2).min(IDLE_MAX)
     }
 
-    /// Most connections to one admin listener, of `listeners`.
+    /// Maximum number of connections to one admin listener, of `listeners`.
     pub fn admin_max(self, listeners: usize) -> usize {
         (self.reserved() / 2 / listeners.max(1)).clamp(1, ADMIN_MAX)
     }
 
-    /// Most downstream connections that are being refused at once.
+    /// Maximum number of downstream connections that are being refused at once.
     pub fn refused_max(self) -> usize {
         (self.reserved() / 8).min(REFUSED_MAX)
     }

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 use crate::model::time::WallTime;
 use context::Context;
 pub use context::Propagation;
-pub use export::{Exporter, start};
+pub use export::start;
 pub use opentelemetry_otlp::ExporterBuildError as BuildError;
 
 /// Samples requests and queues their spans; cheap to clone. Off by default.

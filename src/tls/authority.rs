@@ -1,8 +1,8 @@
 //! The interception CA: issues a leaf certificate for the host of an intercepted tunnel, on first use.
 //!
 //! Not here: which tunnels are intercepted (`proxy::tunnel`), creating and reading a CA (`ca`).
-//! Invariants: a leaf names its host in SAN alone, is valid for a few days and never longer than its CA; all leaves use
-//! one key, which exists only in this process; at most `LEAVES_MAX` leaves are cached; issuing runs off the worker
+//! Invariants: a leaf names its host only in the SAN, is valid for a few days and never longer than its CA; all leaves
+//! use one key, which exists only in this process; at most `LEAVES_MAX` leaves are cached; issuing runs off the worker
 //! threads.
 
 mod ca;
@@ -28,7 +28,7 @@ use crate::model::time::WallTime;
 use crate::model::{Interception, Roots};
 use crate::sync::lock;
 use crate::tasks::Tasks;
-pub use ca::{CaError, NewCa, make_ca, read_ca, read_certificates};
+pub use ca::{CaError, make_ca, read_ca, read_certificates};
 use ca::{key_pair, moment, serial};
 
 /// Maximum number of cached leaves; the least recently used is evicted.
@@ -115,7 +115,7 @@ impl Authority {
         })
     }
 
-    /// Whether this authority uses exactly this CA.
+    /// True if this authority uses exactly this CA.
     pub fn is_of(&self, interception: &Interception) -> bool {
         self.interception == *interception
     }

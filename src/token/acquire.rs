@@ -53,7 +53,7 @@ pub(super) struct Acquirer {
     pub store: Arc<dyn TokenStore>,
     /// Limits concurrent requests to this authorization server.
     pub limiter: Arc<RequestLimiter>,
-    /// Limits concurrent polls of the store, over all slots.
+    /// Limits concurrent polls of the store, all slots together.
     pub polls: Arc<Semaphore>,
     pub clock: Clock,
     pub metrics: Metrics,

@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn jitter_keeps_the_refresh_after_half_the_lifetime_and_before_the_end_of_use() {
+    fn jitter_keeps_the_refresh_after_half_the_lifetime_and_while_the_token_is_usable() {
         let refresh = |jitter| of(START, Duration::from_secs(2), &Lifetimes::default(), jitter);
         assert!(refresh(0.0).refresh_at.boot < refresh(1.0).refresh_at.boot);
         let tight = Lifetimes { refresh_ahead: Duration::from_secs(1), ..Lifetimes::default() };

@@ -57,17 +57,17 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
     let mut after: Option<TokenKey> = None;
     loop {
         let Some(slots) = slots.upgrade().filter(|slots| !slots.is_closed()) else { return };
-        let (services, own) = (&slots.factory.services, slots.factory.key(None));
-        let from = after.as_ref().unwrap_or(&own);
-        let page = match services.store.list(&own.connection, Some(from), PAGE_RECORDS_MAX).await {
+        let (services, definition_key) = (&slots.factory.services, slots.factory.key(None));
+        let from = after.as_ref().unwrap_or(&definition_key);
+        let page = match services.store.list(&definition_key.connection, Some(from), PAGE_RECORDS_MAX).await {
             Ok(page) => page,
             Err(error) => {
-                let TokenKey { connection, profile, .. } = &own;
+                let TokenKey { connection, profile, .. } = &definition_key;
                 return tracing::warn!(%connection, %profile, %error, "keep_warm cannot read the store");
             }
         };
         let mut in_flight = FuturesUnordered::new();
-        for (key, record) in page.iter().take_while(|(key, _)| key.profile == own.profile) {
+        for (key, record) in page.iter().take_while(|(key, _)| key.profile == definition_key.profile) {
             let Some((subject, token)) = key.subject.as_ref().zip(record.as_ref().ok()) else { continue };
             let is_due = services.clock.now().reached(token.obtained.plus(keep_warm.mul_f64(DUE_FRACTION)));
             if is_due && slots.is_of_current_definition(token) && matches!(token.refresh, Refresh::Token(_)) {
@@ -80,7 +80,7 @@ async fn walk(slots: &Weak<SubjectSlots>, keep_warm: Duration) {
         while in_flight.next().await.is_some() {}
         drop(in_flight);
         match page.into_iter().next_back() {
-            Some((last, _)) if last.profile == own.profile => after = Some(last),
+            Some((last, _)) if last.profile == definition_key.profile => after = Some(last),
             _ => return,
         }
     }

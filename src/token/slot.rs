@@ -83,7 +83,7 @@ pub struct InjectedToken {
     is_on_trial: AtomicBool,
 }
 
-/// What the server granted.
+/// Scopes and lifetime that the server granted.
 #[derive(Debug)]
 pub struct Granted {
     /// When the token request was sent.
@@ -93,7 +93,7 @@ pub struct Granted {
     pub refresh_token_ends: Option<WallTime>,
 }
 
-/// The slot's value, replaced as a whole.
+/// The slot's value, always replaced in one step.
 #[derive(Debug, Clone, Default)]
 pub struct SlotState {
     pub token: Option<Arc<InjectedToken>>,
@@ -225,14 +225,14 @@ impl TokenSlot {
     pub fn fresh(&self, now: Now) -> Option<Arc<InjectedToken>> {
         let state = self.state.load();
         let token = state.token.as_ref().filter(|token| token.is_usable(now))?;
-        self.note_use(token, now);
+        self.record_use(token, now);
         Some(token.clone())
     }
 
-    /// Notes the use of a subject's token, which is refreshed ahead only while in use.
-    fn note_use(&self, token: &InjectedToken, now: Now) {
+    /// Records the use of a subject's token, which is refreshed ahead only while in use.
+    fn record_use(&self, token: &InjectedToken, now: Now) {
         if self.key.subject.is_some() && !self.usage.is_in_use() {
-            self.usage.note_use();
+            self.usage.record_use();
             if now.reached(token.refresh_at) {
                 self.demand.notify_one();
             }
@@ -251,7 +251,7 @@ impl TokenSlot {
                 Decision::Fail(failure) => return Err(failure.no_token(now)),
                 Decision::Acquire if self.ended.load(Ordering::SeqCst) => return Err(NoToken::Forgotten),
                 Decision::Acquire => {
-                    self.usage.note_use();
+                    self.usage.record_use();
                     self.demand.notify_one();
                 }
             }
@@ -293,13 +293,13 @@ impl TokenSlot {
         self.demand.notify_one();
     }
 
-    /// Notes that another replica may have changed the record, and wakes the refresher.
-    pub(super) fn note_store_change(&self) {
+    /// Records that another replica may have changed the record, and wakes the refresher.
+    pub(super) fn record_store_change(&self) {
         self.store_changed.store(true, Ordering::SeqCst);
         self.demand.notify_one();
     }
 
-    /// For the refresher: returns and clears the noted change.
+    /// For the refresher: returns and clears the recorded change.
     pub(super) fn take_store_change(&self) -> bool {
         self.store_changed.swap(false, Ordering::SeqCst)
     }

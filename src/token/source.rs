@@ -7,13 +7,16 @@ use std::sync::Arc;
 use crate::model::token::{RefreshToken, TokenSet};
 use crate::oauth::{Failure, TokenEndpoint, TokenRequestContext};
 
+/// Outcome of a token request.
 pub type TokenFuture<'a> = Pin<Box<dyn Future<Output = Result<TokenSet, Failure>> + Send + 'a>>;
 
+/// Outcome of a revocation request.
 pub type RevocationFuture<'a> = Pin<Box<dyn Future<Output = Result<Revocation, Failure>> + Send + 'a>>;
 
 /// Outcome of a revocation request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Revocation {
+    /// The server accepted the request; it does so for an unknown token, too (RFC 7009 §2.2).
     Revoked,
     /// The server has no revocation endpoint.
     NoEndpoint,
@@ -24,6 +27,7 @@ pub trait TokenSource: Send + Sync {
     /// Requests a token with the connection's own grant.
     fn first_grant<'a>(&'a self, context: TokenRequestContext<'a>) -> TokenFuture<'a>;
 
+    /// Spends a refresh token (RFC 6749 §6).
     fn refresh<'a>(&'a self, token: &'a RefreshToken, context: TokenRequestContext<'a>) -> TokenFuture<'a>;
 
     /// Revokes one token (RFC 7009).

@@ -18,7 +18,7 @@ use crate::model::token::{Subject, TokenKey};
 use crate::store::StoredToken;
 use crate::sync::lock;
 
-/// LRU cache of subjects' slots, over all connections.
+/// LRU cache of subjects' slots, shared by all connections.
 #[derive(Debug, Clone)]
 pub(super) struct SubjectCache(Arc<Mutex<LruCache<TokenKey, Arc<TokenSlot>>>>);
 
@@ -114,7 +114,7 @@ impl SubjectSlots {
 
     /// Called when the definition changes but its identity does not.
     pub(super) fn clear_failure(&self) {
-        self.own().iter().for_each(|slot| slot.clear_failure());
+        self.slots_in_memory().iter().for_each(|slot| slot.clear_failure());
         self.changed.notify_one();
     }
 
@@ -122,16 +122,17 @@ impl SubjectSlots {
     pub(super) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         self.changed.notify_one();
-        for slot in self.own() {
+        for slot in self.slots_in_memory() {
             // `remove` spares a slot that the new definition may have created under the same key.
             self.subject_cache().remove(&slot);
             slot.close();
         }
     }
 
-    fn own(&self) -> Vec<Arc<TokenSlot>> {
-        let own = self.factory.key(None);
-        let is_own = |key: &TokenKey| key.connection == own.connection && key.profile == own.profile;
+    fn slots_in_memory(&self) -> Vec<Arc<TokenSlot>> {
+        let definition_key = self.factory.key(None);
+        let is_own =
+            |key: &TokenKey| key.connection == definition_key.connection && key.profile == definition_key.profile;
         let slots = lock(&self.subject_cache().0);
         slots.iter().filter(|(key, _)| is_own(key)).map(|(_, slot)| slot.clone()).collect()
     }

@@ -11,7 +11,7 @@ use crate::model::connection::{Connection, Identity};
 use crate::model::token::TokenKey;
 use crate::sync::lock;
 
-/// Maximum over all connections.
+/// Maximum number of definitions, all connections together.
 const DEFINITIONS_MAX: usize = 64;
 
 #[derive(Clone, Default)]

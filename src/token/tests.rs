@@ -288,7 +288,7 @@ async fn a_failed_forced_refresh_ends_the_wait() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_repeats_the_token_gets_the_next_request_only_at_its_end_of_use() {
+async fn a_server_that_repeats_the_token_gets_the_next_request_only_once_it_is_unusable() {
     let engine = engine(60 * SECOND, Duration::ZERO, (0..100).map(|_| token("same", Some(60 * SECOND))));
     engine.token().await.unwrap();
     sleep(50 * SECOND).await;
@@ -317,7 +317,7 @@ async fn at_most_eight_token_requests_are_in_flight() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_shared_token_is_acquired_after_all_callers_have_left() {
+async fn a_shared_token_is_acquired_even_after_all_callers_have_disconnected() {
     let engine = engine(3600 * SECOND, SECOND, []);
     let slots: Vec<_> = (0..40)
         .map(|number| engine.cache.ensure(&connection(&format!("c{number}")), Box::new(Source(engine.script.clone()))))

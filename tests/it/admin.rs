@@ -65,7 +65,7 @@ impl Stage {
         let mut events = Conn::open(admin).await;
         let head = format!("GET /api/v1/events HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {VIEWER}\r\n\r\n");
         events.write(head.as_bytes()).await;
-        until(&mut events, ": heartbeat").await;
+        wait_until(&mut events, ": heartbeat").await;
         events
     }
 
@@ -122,12 +122,12 @@ async fn status(admin: SocketAddr, method: &str, path: &str, token: &str) -> u16
     let (mut conn, lines) = (Conn::open(admin).await, if token.is_empty() { "" } else { "Authorization: Bearer " });
     let end = if token.is_empty() { "" } else { "\r\n" };
     conn.write(format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{lines}{token}{end}\r\n").as_bytes()).await;
-    let line = until(&mut conn, "\r\n").await;
+    let line = wait_until(&mut conn, "\r\n").await;
     line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 
 /// Reads until `text` has arrived; returns everything read.
-async fn until(conn: &mut Conn, text: &str) -> String {
+async fn wait_until(conn: &mut Conn, text: &str) -> String {
     use tokio::io::AsyncReadExt;
     let mut read = Vec::new();
     let reading = async {

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::{Sidecar, program};
-use crate::rig::stage::until;
+use crate::rig::stage::wait_until;
 
 mod injection;
 mod requests;
@@ -53,7 +53,7 @@ impl Scene {
     fn write(&self, top: &str, more: &str) {
         let path = self.sidecar.dir.path().join("keybearer.yaml");
         std::fs::write(path.with_extension("next"), config(&self.server, &self.api, top, more)).expect("a file");
-        std::fs::rename(path.with_extension("next"), path).expect("it is replaced");
+        std::fs::rename(path.with_extension("next"), path).expect("write succeeds");
     }
 
     /// Reloads the configuration. When this returns, the audit target is in force, and a reload started by the file
@@ -89,7 +89,7 @@ impl Scene {
         let parsed = whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|_| panic!("{line}")));
         let mut records: Vec<_> = parsed.filter(|line| in_file || line["audit"].is_string()).collect();
         for record in &mut records {
-            let fields = record.as_object_mut().expect("an object");
+            let fields = record.as_object_mut().expect("a JSON object");
             if let Some(event) = fields.remove("audit") {
                 let time = fields.remove("timestamp").expect("a time");
                 fields.extend([("event".to_owned(), event), ("time".to_owned(), time)]);
@@ -122,8 +122,8 @@ impl Scene {
         self.records().into_iter().filter(|record| record["event"] == event).collect()
     }
 
-    async fn until(&self, what: &str, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
-        until(what, || is(&self.records())).await;
+    async fn wait_until(&self, what: &str, is: impl Fn(&[Value]) -> bool) -> Vec<Value> {
+        wait_until(what, || is(&self.records())).await;
         self.records()
     }
 }
@@ -201,10 +201,10 @@ async fn every_event(audit: &str) {
         let (host, path) = url[7..].split_once('/').expect("a path");
         expected.push(request("denial", host, &format!("/{path}"), status, denied(code, connection)));
     }
-    let stranger = raw::get_through(scene.sidecar.proxy(), "http://user:hidden@api.test/a?key=hidden", "").await;
-    assert_eq!(stranger.code(), "bad_request_target", "{}", stranger.text());
-    let stranger = raw::get_through(scene.sidecar.proxy(), "http://api.test/a?key=hidden", "").await;
-    assert_eq!(stranger.code(), "caller_unknown");
+    let response = raw::get_through(scene.sidecar.proxy(), "http://user:hidden@api.test/a?key=hidden", "").await;
+    assert_eq!(response.code(), "bad_request_target", "{}", response.text());
+    let response = raw::get_through(scene.sidecar.proxy(), "http://api.test/a?key=hidden", "").await;
+    assert_eq!(response.code(), "caller_unknown");
     let mut record = request("denial", "api.test", "/a", 407, denied("caller_unknown", None));
     record.as_object_mut().expect("a map").remove("caller");
     expected.push(record);
@@ -253,7 +253,7 @@ async fn every_event(audit: &str) {
     expected.push(json!({"event": "change", "outcome": "applied", "added": ["added"], "changed": [], "removed": []}));
     let changes =
         |count: usize| move |records: &[Value]| records.iter().filter(|r| r["event"] == "change").count() == count;
-    scene.until("the change is recorded", changes(1)).await;
+    scene.wait_until("the change is recorded", changes(1)).await;
     let path = scene.sidecar.dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&path).expect("a file");
     std::fs::write(&path, text.replace(", path: /v1", "").replace(more, "")).expect("a file");
@@ -261,15 +261,15 @@ async fn every_event(audit: &str) {
     expected.push(
         json!({"event": "change", "outcome": "applied", "added": [], "changed": ["scoped"], "removed": ["added"]}),
     );
-    scene.until("the change is recorded", changes(2)).await;
+    scene.wait_until("the change is recorded", changes(2)).await;
     std::fs::write(&path, "connectoins: []\nlgo: {}\n").expect("a file");
-    scene.until("the refusal is recorded", changes(3)).await;
+    scene.wait_until("the refusal is recorded", changes(3)).await;
     expected.push(
         json!({"event": "change", "outcome": "refused", "problems": 2, "added": [], "changed": [], "removed": []}),
     );
 
     // The cause is the first to notice the change: the signal, the API call, or the file watch.
-    let mut got = scene.until("every event is recorded", |records| records.len() >= expected.len()).await;
+    let mut got = scene.wait_until("every event is recorded", |records| records.len() >= expected.len()).await;
     let causes: Vec<_> = got.iter().filter(|record| record["event"] == "change").map(|r| r["cause"].clone()).collect();
     assert!(causes[0] == "signal" || causes[0] == "file", "{causes:?}");
     assert!((causes[1] == "api" || causes[1] == "file") && causes[2] == "file", "{causes:?}");
@@ -315,12 +315,12 @@ async fn a_refresh_records_its_cause() {
             records.iter().filter(|r| r["event"] == "refresh" && r["connection"] == name).count() == count
         }
     };
-    scene.until("the first token", of("api", 1)).await;
+    scene.wait_until("the first token", of("api", 1)).await;
     assert_eq!(scene.get("http://api.test/401", "").await.status, 401);
-    scene.until("the rejected token", of("api", 2)).await;
+    scene.wait_until("the rejected token", of("api", 2)).await;
     let ops = format!("Authorization: Bearer {OPS}\r\n");
     assert_eq!(scene.admin("POST", "/api/v1/connections/down/refresh", &ops).await.status, 424);
-    scene.until("the refresh by a person", of("down", 2)).await;
+    scene.wait_until("the refresh by a person", of("down", 2)).await;
     let brief = |name: &str| -> Vec<_> {
         let of = scene.of("refresh").into_iter().filter(|record| record["connection"] == name);
         of.map(|record| [&record["cause"], &record["user"], &record["outcome"], &record["error"]].map(Value::clone))
@@ -338,7 +338,7 @@ async fn a_refresh_records_its_cause() {
 async fn a_scheduled_refresh_has_the_cause_due() {
     let scene = Scene::with(TO_FILE, |_, _| Reply::token("short", 1), |_, _| Reply::ok()).await;
     let due = |record: &Value| record["connection"] == "api" && record["cause"] == "due";
-    scene.until("a refresh that is due", |records| records.iter().any(due)).await;
+    scene.wait_until("a refresh that is due", |records| records.iter().any(due)).await;
 }
 
 #[tokio::test]
@@ -348,13 +348,13 @@ async fn the_file_may_be_rotated_with_and_without_a_signal() {
     for round in 0..3 {
         assert_eq!(scene.get(&format!("http://api.test/{round}"), "").await.status, 200);
         let path = format!("\"/{round}\"");
-        until("the record is written", || scene.lines_of_file().is_some_and(|text| text.contains(&path))).await;
+        wait_until("the record is written", || scene.lines_of_file().is_some_and(|text| text.contains(&path))).await;
         let old = scene.path().with_extension(round.to_string());
-        std::fs::rename(scene.path(), &old).expect("it is renamed");
+        std::fs::rename(scene.path(), &old).expect("rename succeeds");
         paths.push(old);
         if round == 1 {
             scene.sidecar.signal("HUP");
-            until("the file is created again", || scene.path().exists()).await;
+            wait_until("the file is created again", || scene.path().exists()).await;
         }
     }
     for (round, path) in paths.iter().enumerate() {
@@ -391,7 +391,7 @@ async fn a_graceful_shutdown_writes_every_record() {
 #[tokio::test]
 async fn a_full_disk_stops_no_request_and_is_logged_once() {
     let mut scene = Scene::start("audit: {to: {file: /dev/full}}\n").await;
-    scene.sidecar.logged("audit file not writable; retrying").await;
+    scene.sidecar.wait_for_log("audit file not writable; retrying").await;
     for _ in 0..20 {
         assert_eq!(scene.get("http://api.test/", "").await.status, 200);
     }
@@ -399,7 +399,7 @@ async fn a_full_disk_stops_no_request_and_is_logged_once() {
     scene.sidecar.signal("TERM");
     assert_eq!(scene.sidecar.exit().await.code(), Some(0));
     assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
-    scene.sidecar.logged("audit file not writable; the last records are lost").await;
+    scene.sidecar.wait_for_log("audit file not writable; the last records are lost").await;
     assert_eq!(scene.sidecar.log().matches("audit file not writable; retrying").count(), 1);
 }
 
@@ -407,15 +407,15 @@ async fn a_full_disk_stops_no_request_and_is_logged_once() {
 async fn records_are_kept_while_the_file_is_not_writable() {
     let scene = Scene::start(TO_FILE).await;
     assert_eq!(scene.get("http://api.test/before", "").await.status, 200);
-    scene.until("the first record", |records| records.iter().any(|record| record["path"] == "/before")).await;
+    scene.wait_until("the first record", |records| records.iter().any(|record| record["path"] == "/before")).await;
     let old = scene.path().with_extension("old");
-    std::fs::rename(scene.path(), &old).expect("it is renamed");
+    std::fs::rename(scene.path(), &old).expect("rename succeeds");
     std::fs::create_dir(scene.path()).expect("a directory replaces it");
     assert_eq!(scene.get("http://api.test/meanwhile", "").await.status, 200);
-    scene.sidecar.logged("audit file not writable; retrying").await;
-    std::fs::remove_dir(scene.path()).expect("it is removed");
-    until("the file is back", || scene.lines_of_file().is_some_and(|text| text.contains("\"/meanwhile\""))).await;
-    scene.sidecar.logged("audit file writable again").await;
+    scene.sidecar.wait_for_log("audit file not writable; retrying").await;
+    std::fs::remove_dir(scene.path()).expect("removal succeeds");
+    wait_until("the file is back", || scene.lines_of_file().is_some_and(|text| text.contains("\"/meanwhile\""))).await;
+    scene.sidecar.wait_for_log("audit file writable again").await;
 }
 
 #[tokio::test]
@@ -428,7 +428,7 @@ async fn an_unusable_file_is_a_problem_at_start_and_at_reload() {
         let text = format!("audit: {{to: {{file: {file}}}}}\nconnections: []\n");
         std::fs::write(&path, &text).expect("a file");
         for command in ["check", "run"] {
-            let output = program().args([command, "--config"]).arg(&path).output().await.expect("it runs");
+            let output = program().args([command, "--config"]).arg(&path).output().await.expect("the command starts");
             let shown = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
             assert_eq!(output.status.code(), Some(2), "{command} {file}: {shown}");
             assert!(
@@ -437,9 +437,9 @@ async fn an_unusable_file_is_a_problem_at_start_and_at_reload() {
             );
         }
         scene.write(&format!("audit: {{to: {{file: {file}}}}}\n"), "");
-        scene.sidecar.until_metric("keybearer_config_last_reload_successful", |value| value == 0.0).await;
+        scene.sidecar.wait_for_metric("keybearer_config_last_reload_successful", |value| value == 0.0).await;
         scene.write("", "");
-        scene.sidecar.until_metric("keybearer_config_last_reload_successful", |value| value == 1.0).await;
+        scene.sidecar.wait_for_metric("keybearer_config_last_reload_successful", |value| value == 1.0).await;
     }
     assert!(!dir.join("elsewhere").exists(), "a link was followed");
 }
@@ -449,15 +449,15 @@ async fn a_reload_moves_the_audit_and_records_that_it_is_switched_off() {
     let scene = Scene::start("").await;
     scene.write(TO_FILE, "");
     scene.reload().await;
-    scene.sidecar.logged("\"audit\":\"change\"").await;
+    scene.sidecar.wait_for_log("\"audit\":\"change\"").await;
     assert_eq!(scene.get("http://api.test/in-the-file", "").await.status, 200);
-    scene.until("use and change are in the file", |records| records.len() == 2).await;
+    scene.wait_until("use and change are in the file", |records| records.len() == 2).await;
     assert_eq!((scene.of("change").len(), scene.of("use").len()), (1, 1));
     scene.write("audit: {to: off}\n", "");
     scene.reload().await;
-    scene.until("the last change is in the file", |records| records.len() == 3).await;
+    scene.wait_until("the last change is in the file", |records| records.len() == 3).await;
     assert_eq!(raw::get_through(scene.sidecar.proxy(), "http://api.test/", "").await.code(), "caller_unknown");
-    scene.sidecar.logged("caller_unknown").await;
+    scene.sidecar.wait_for_log("caller_unknown").await;
     assert_eq!(scene.records().len(), 3, "{:?}", scene.records());
     assert_eq!(scene.sidecar.log().matches("\"audit\":").count(), 4 + 1, "the first refreshes and one change");
 }

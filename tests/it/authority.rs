@@ -23,7 +23,7 @@ impl Folder {
     fn run(&self, program: &str, arguments: &[&str]) -> Output {
         let mut command = Command::new(program);
         command.args(arguments).current_dir(self.0.path()).stdin(Stdio::null()).env_remove("SSL_CERT_FILE");
-        command.output().expect("it runs")
+        command.output().expect("the command starts")
     }
 
     fn keybearer(&self, arguments: &[&str]) -> Output {
@@ -201,7 +201,7 @@ fn ca_export_writes_the_certificate_optionally_with_the_systems_roots() {
     std::fs::write(folder.path("bundle.p7"), read).expect("a file");
     let listed = folder.openssl(&["pkcs7", "-in", "bundle.p7", "-print_certs"]);
     assert_eq!(listed.matches("BEGIN CERTIFICATE").count(), count);
-    let system = std::fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").expect("the system's roots");
+    let system = std::fs::read_to_string("/etc/ssl/certs/ca-certificates.crt").expect("a readable file");
     let end = "-----END CERTIFICATE-----\n";
     let root = &system[..system.find(end).expect("a root") + end.len()];
     std::fs::write(folder.path("root.pem"), root).expect("a file");

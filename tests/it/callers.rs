@@ -1,4 +1,4 @@
-//! Caller authentication: a credential decides alone, and no caller gets another caller's token.
+//! Caller authentication: a credential alone identifies its caller, and no caller gets another caller's token.
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use http::Version;
@@ -91,9 +91,9 @@ async fn each_caller_gets_its_own_token_for_the_same_host() {
         ("bearer a", "Proxy-Authorization: Bearer s3cret\r\n".to_owned(), 200, "", Some("Bearer token-of-a")),
         ("bearer b", "proxy-authorization: bearer other\r\n".to_owned(), 200, "", Some("Bearer token-of-b")),
         ("a's secret with b's name", basic("batch", "s3cret"), 407, "caller_unknown", None),
-        ("wrong secret although the address fits", basic("local", "x"), 407, "caller_unknown", None),
+        ("wrong secret although the address matches", basic("local", "x"), 407, "caller_unknown", None),
         (
-            "wrong bearer although the address fits",
+            "wrong bearer although the address matches",
             "Proxy-Authorization: Bearer x\r\n".to_owned(),
             407,
             "caller_unknown",
@@ -101,7 +101,7 @@ async fn each_caller_gets_its_own_token_for_the_same_host() {
         ),
         ("empty credential", "Proxy-Authorization: \r\n".to_owned(), 407, "caller_unknown", None),
         ("unknown scheme", "Proxy-Authorization: Digest s3cret\r\n".to_owned(), 407, "caller_unknown", None),
-        ("no base64", "Proxy-Authorization: Basic !!\r\n".to_owned(), 407, "caller_unknown", None),
+        ("not base64", "Proxy-Authorization: Basic !!\r\n".to_owned(), 407, "caller_unknown", None),
         ("two credentials", basic("billing", "s3cret") + &basic("batch", "other"), 407, "caller_unknown", None),
         ("secret from a wrong address", basic("far", "far"), 407, "caller_unknown", None),
         ("no credential: by address, not allowed", String::new(), 403, "caller_not_allowed", None),
@@ -174,7 +174,7 @@ async fn a_mount_requests_credentials_with_401_in_its_own_field() {
 }
 
 #[tokio::test]
-async fn an_open_tunnel_never_becomes_another_callers() {
+async fn an_open_tunnel_never_passes_to_another_caller() {
     let tokens = Scripted::start(|request, _| {
         let of = if String::from_utf8_lossy(&request.body).contains("client_id=ca") { "alice" } else { "bob" };
         Reply::token(&format!("token-of-{of}"), 3600)
@@ -212,7 +212,7 @@ async fn an_open_tunnel_never_becomes_another_callers() {
         sidecar.signal("HUP");
         applied += 1.0;
         let series = "keybearer_config_reloads_total{outcome=\"applied\"}";
-        sidecar.until_metric(series, |value| value >= applied).await;
+        sidecar.wait_for_metric(series, |value| value >= applied).await;
     };
     const KINDS: [(bool, Version); 4] =
         [(false, Version::HTTP_11), (true, Version::HTTP_11), (false, Version::HTTP_2), (true, Version::HTTP_2)];
@@ -221,7 +221,7 @@ async fn an_open_tunnel_never_becomes_another_callers() {
         ("removed", config([BOB, "{name: carol, secret: of-carol}"]), false),
         ("another secret", config(["{name: alice, secret: changed}", BOB]), false),
         ("another secret, and swapped", config([BOB, "{name: alice, secret: changed}"]), false),
-        ("another network as well", config(["{name: alice, secret: of-alice, cidr: [10.0.0.0/8]}", BOB]), false),
+        ("another network too", config(["{name: alice, secret: of-alice, cidr: [10.0.0.0/8]}", BOB]), false),
     ] {
         let mut tunnels = Vec::new();
         for (secure, version) in KINDS {
@@ -257,7 +257,7 @@ async fn an_open_tunnel_never_becomes_another_callers() {
 
 /// `echo`, editors and `kubectl` leave a trailing newline.
 #[tokio::test]
-async fn a_secret_from_the_environment_loses_one_trailing_newline() {
+async fn one_trailing_newline_of_a_secret_from_the_environment_is_dropped() {
     let (tokens, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let config = format!(
         "hosts: {{api.test: \"{}\"}}\nadmin: {{users: [{{name: ops, role: viewer, token: {{env: OPS}}}}]}}\n\
@@ -278,6 +278,7 @@ async fn a_secret_from_the_environment_loses_one_trailing_newline() {
     assert!(sent.contains("client_id=id-7&client_secret=two%0A"), "exactly one newline is removed: {sent}");
     let mut command = program();
     command.args(["connections", "--admin", &format!("http://{}", sidecar.admin())]);
-    let output = command.env("KEYBEARER_ADMIN_TOKEN", "operator-token-0123\n").output().await.expect("it runs");
+    let output =
+        command.env("KEYBEARER_ADMIN_TOKEN", "operator-token-0123\n").output().await.expect("the command starts");
     assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
 }

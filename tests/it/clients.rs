@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::rig::config::{Config, Connection, local};
 use crate::rig::peers::{AuthorizationServer, ClientKind, Upstream, run_client};
-use crate::rig::sidecar::{Sidecar, scale};
+use crate::rig::sidecar::{Sidecar, duration_factor};
 
 const LIFETIME_S: u32 = 3;
 /// Three lifetimes and a bit.
@@ -74,7 +74,7 @@ async fn check(server_name: &str, server: &AuthorizationServer, hop: UpstreamHop
 
     let clients = ClientKind::ALL.map(|kind| {
         let (url, proxy) = (format!("http://api.test/{kind:?}?x=1"), &proxy);
-        async move { (kind, run_client(kind, &url, proxy, SPAN_S * scale(), PAUSE_MS).await) }
+        async move { (kind, run_client(kind, &url, proxy, SPAN_S * duration_factor(), PAUSE_MS).await) }
     });
     let mut accepted = 0;
     for (kind, report) in join_all(clients).await {

@@ -47,7 +47,8 @@ async fn demo_once_with_a_wrong_secret_fails_and_reports_the_error() {
 #[tokio::test]
 async fn demo_keeps_its_token_fresh_until_it_is_interrupted() {
     occupy_default_ports();
-    let mut child = program().arg("demo").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
+    let mut child =
+        program().arg("demo").stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("keybearer starts");
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let refreshed = async {
         let mut curl = false;
@@ -60,9 +61,9 @@ async fn demo_keeps_its_token_fresh_until_it_is_interrupted() {
         panic!("the demo ended before a refresh");
     };
     assert!(timeout(TIMEOUT, refreshed).await.expect("a refresh in time"), "no curl line to try");
-    let pid = child.id().expect("it runs").to_string();
-    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill runs").success());
-    let status = timeout(TIMEOUT, child.wait()).await.expect("it ends in time").expect("a status");
+    let pid = child.id().expect("a running child").to_string();
+    assert!(std::process::Command::new("kill").args(["-INT", &pid]).status().expect("kill is installed").success());
+    let status = timeout(TIMEOUT, child.wait()).await.expect("exits before the timeout").expect("a status");
     assert_eq!(status.code(), Some(0));
 }
 
@@ -113,7 +114,7 @@ async fn check_json_prints_one_object() {
     let report = check_json(&broken, 2).await;
     let problems = report["problems"].as_array().expect("a list");
     assert_eq!(problems.len(), 2, "{report}");
-    let keys: Vec<_> = problems[0].as_object().expect("an object").keys().map(String::as_str).collect();
+    let keys: Vec<_> = problems[0].as_object().expect("a JSON object").keys().map(String::as_str).collect();
     assert_eq!(keys, ["column", "file", "hint", "line", "message", "path"]);
     assert_eq!(problems[0]["path"], "egress.unmatched");
     assert_eq!((&problems[0]["line"], &problems[0]["column"]), (&Value::from(1), &Value::from(21)));
@@ -134,7 +135,7 @@ async fn a_missing_file_is_a_problem() {
 async fn the_environment_selects_the_configuration() {
     let file = Config::new(CONNECTIONS);
     let output = program().arg("check").env("KEYBEARER_CONFIG", file.path()).env("SECRET", "x").output().await;
-    let output = output.expect("it runs");
+    let output = output.expect("the command starts");
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(0), ""));
 }
 
@@ -162,7 +163,7 @@ async fn run_names_an_address_that_is_in_use() {
     let output = run(&["run", "--config", file.name()]).await;
     let text = stderr(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains(&format!("the listener proxy cannot be opened at {address}")), "{text}");
+    assert!(text.contains(&format!("listener proxy cannot bind {address}")), "{text}");
 }
 
 #[tokio::test]
@@ -200,7 +201,7 @@ impl Config {
     }
 
     fn name(&self) -> &str {
-        self.1.to_str().expect("a path in UTF-8")
+        self.1.to_str().expect("a UTF-8 path")
     }
 }
 
@@ -208,7 +209,7 @@ async fn check_json(file: &Config, exit: i32) -> Value {
     let output = run(&["check", "--json", "--config", file.name()]).await;
     assert_eq!((output.status.code(), stderr(&output).as_str()), (Some(exit), ""));
     let report: Value = serde_json::from_slice(&output.stdout).expect("JSON");
-    let keys: Vec<_> = report.as_object().expect("an object").keys().map(String::as_str).collect();
+    let keys: Vec<_> = report.as_object().expect("a JSON object").keys().map(String::as_str).collect();
     assert_eq!(keys, ["file", "notes", "problems", "warnings"]);
     assert_eq!(report["file"], file.name());
     report
@@ -221,12 +222,15 @@ async fn demo(arguments: &[&str]) -> Output {
 
 async fn run(arguments: &[&str]) -> Output {
     let output = program().args(arguments).env("SECRET", "x").stdin(Stdio::null()).output();
-    timeout(TIMEOUT, output).await.unwrap_or_else(|_| panic!("{arguments:?} does not end")).expect("it runs")
+    timeout(TIMEOUT, output)
+        .await
+        .unwrap_or_else(|_| panic!("{arguments:?} does not exit"))
+        .expect("the command starts")
 }
 
 fn used_port() -> (TcpListener, SocketAddr) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("an address");
+    let address = listener.local_addr().expect("a bound listener");
     (listener, address)
 }
 

@@ -1,16 +1,16 @@
 //! Consent end to end: a real browser goes from the proxy's error to a token, at real authorization servers.
 //!
-//! Not here: expiry of flows and links (unit tests, `people::unfinished`), the login pages of Authlib and oidc-provider
+//! Not here: expiry of flows and links (unit tests, `people::pending`), the login pages of Authlib and oidc-provider
 //! (`tests/peers`).
 
-mod again;
+mod reconsent;
 mod confirmation;
-mod endings;
+mod outcomes;
 mod people;
 mod refusals;
 mod secrets;
 mod variants;
-mod walk;
+mod end_to_end;
 
 use serde_json::{Value, json};
 
@@ -83,9 +83,9 @@ impl Fixture {
     async fn account(&self, lines: &str) -> String {
         let response = self.get(lines).await;
         assert_eq!(response.status, 200, "{}\n{}", response.text(), self.sidecar.log());
-        let seen = response.json();
-        assert_eq!((&seen["active"], &seen["client_id"]), (&json!(true), &json!(self.client)), "{seen}");
-        seen["sub"].as_str().unwrap_or_default().to_owned()
+        let record = response.json();
+        assert_eq!((&record["active"], &record["client_id"]), (&json!(true), &json!(self.client)), "{record}");
+        record["sub"].as_str().unwrap_or_default().to_owned()
     }
 
     /// Sends a request that is refused and returns the link in its error.
@@ -105,31 +105,31 @@ impl Fixture {
             sign_in(tab).await;
         }
         tab.confirm().await;
-        tab.until(&self.server.issuer(), "Continue").await
+        tab.wait_until(&self.server.issuer(), "Continue").await
     }
 
     /// Logs in at the authorization server if required, and approves.
-    async fn agree(&self, tab: Tab<'_>, account: &str) -> Page {
-        let page = tab.until(&self.server.issuer(), "Continue").await;
+    async fn approve(&self, tab: Tab<'_>, account: &str) -> Page {
+        let page = tab.wait_until(&self.server.issuer(), "Continue").await;
         if page.html().contains("name=\"account\"") {
             tab.sign_in(account).await;
         }
-        tab.until(&self.server.issuer(), &format!("{account}, may")).await;
-        tab.agree().await
+        tab.wait_until(&self.server.issuer(), &format!("{account}, may")).await;
+        tab.approve().await
     }
 
     /// From the link to the page with the outcome.
     async fn connect(&self, tab: Tab<'_>, link: &str, account: &str) -> Page {
         self.arrive(tab, link).await;
-        self.agree(tab, account).await;
-        tab.until("/result", "Connected").await
+        self.approve(tab, account).await;
+        tab.wait_until("/result", "Connected").await
     }
 
     /// The same up to the callback, which is held back; returns its URL.
-    async fn until_callback(&self, tab: Tab<'_>, link: &str, account: &str) -> String {
+    async fn wait_for_callback(&self, tab: Tab<'_>, link: &str, account: &str) -> String {
         tab.hold("/oauth/callback").await;
         self.arrive(tab, link).await;
-        let page = self.agree(tab, account).await;
+        let page = self.approve(tab, account).await;
         page.held().pop().unwrap_or_else(|| panic!("no callback: {} {}", page.url(), page.text()))
     }
 

@@ -1,4 +1,4 @@
-//! The documentation as text: every relative link and anchor leads somewhere, each page has its contents list, and lines are
+//! The documentation as text: every relative link and anchor resolves, each page has its contents list, and lines are
 //! short.
 //!
 //! Not here: that its key tables are current (`keys`), that the paths it names exist (`paths`), that its examples,
@@ -77,7 +77,7 @@ fn the_readme_is_short_and_lines_of_readme_and_docs_are_narrow() {
 }
 
 #[test]
-fn an_anchor_is_made_as_github_makes_it() {
+fn anchors_follow_githubs_rule() {
     let check = |heading: &str, expected: &str| assert_eq!(anchor(heading), expected, "{heading}");
     check("## HTTP/2", "http2");
     check("## gRPC, streams and HTTP/1.0", "grpc-streams-and-http10");
@@ -113,7 +113,7 @@ fn pages() -> Vec<Page> {
 fn markdown_files(folder: &Path, recursive: bool) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(root().join(folder)).expect("a folder") {
-        let path = folder.join(entry.expect("an entry").file_name());
+        let path = folder.join(entry.expect("a readable directory entry").file_name());
         if root().join(&path).is_dir() {
             if recursive {
                 found.extend(markdown_files(&path, true));
@@ -132,7 +132,7 @@ fn links(page: &Page) -> Vec<(usize, String)> {
         if let Some((_, target)) = line.strip_prefix('[').and_then(|rest| rest.split_once("]: ")) {
             found.push((*number, target.trim().to_owned()));
         }
-        // Every second part is a code span.
+        // Every other part is a code span.
         let line: String =
             line.split('`').enumerate().map(|(at, part)| if at % 2 == 0 { part } else { "code" }).collect();
         for rest in line.split("](").skip(1) {
@@ -185,7 +185,7 @@ fn anchors(page: &Page) -> BTreeSet<String> {
 /// GitHub's rule: the text in lower case, spaces as hyphens, punctuation dropped.
 fn anchor(heading: &str) -> String {
     let text = heading.trim_start_matches('#').trim();
-    // Of a link, its text counts.
+    // A link contributes only its text.
     let text: String = text
         .split("](")
         .enumerate()

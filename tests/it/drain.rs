@@ -19,13 +19,13 @@ async fn a_request_in_flight_finishes_and_new_connections_are_refused() {
         let (mut upstream, _) = listener.accept().await.expect("a connection");
         upstream.read_u8().await.expect("a request");
         stage.sidecar.signal(name);
-        stage.sidecar.logged("\"draining\"").await;
+        stage.sidecar.wait_for_log("\"draining\"").await;
         assert!(idle.is_closed().await, "{name}: an idle connection is closed");
         let refused = async { while TcpStream::connect(stage.sidecar.proxy()).await.is_ok() {} };
         tokio::time::timeout(Duration::from_secs(5), refused).await.expect("new connections are refused");
         assert_eq!(raw::get(stage.sidecar.admin(), "/readyz").await.status, 503, "{name}");
         assert_eq!(raw::get(stage.sidecar.admin(), "/livez").await.status, 200, "{name}");
-        upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        upstream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("write succeeds");
         let response = conn.read_response().await;
         assert_eq!((response.status, response.text().as_str()), (200, "ok"), "{name}");
         assert_eq!(stage.sidecar.exit().await.code(), Some(0), "{name}");
@@ -63,7 +63,7 @@ async fn an_active_relay_outlasts_the_drain_idle_timeout_and_a_silent_one_does_n
     };
     let ((mut silent, _silent_server), (mut moving, mut server)) = (tunnel().await, tunnel().await);
     let mut hello = [0; 8];
-    server.read_exact(&mut hello).await.expect("it arrives");
+    server.read_exact(&mut hello).await.expect("the bytes arrive");
     stage.sidecar.signal("TERM");
     let started = Instant::now();
     let transfer = async {
@@ -102,7 +102,7 @@ async fn a_second_signal_exits_at_once() {
     conn.write(GET).await;
     let _held = listener.accept().await.expect("a connection");
     stage.sidecar.signal("TERM");
-    stage.sidecar.logged("\"draining\"").await;
+    stage.sidecar.wait_for_log("\"draining\"").await;
     let started = Instant::now();
     stage.sidecar.signal("INT");
     stage.sidecar.exit().await;

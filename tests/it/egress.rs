@@ -141,13 +141,14 @@ async fn an_unresponsive_name_server_delays_no_other_name_and_occupies_few_threa
     let mut script = tokio::process::Command::new("unshare");
     script.args(["--map-root-user", "--mount", "--net"]).arg(peers::python()).arg(peers::peers_path("silent_dns.py"));
     script.arg(env!("CARGO_BIN_EXE_keybearer")).arg(dir.path()).kill_on_drop(true);
-    let output = tokio::time::timeout(crate::rig::stage::s(40.0), script.output()).await.expect("it ends in time");
+    let output =
+        tokio::time::timeout(crate::rig::stage::s(40.0), script.output()).await.expect("exits before the timeout");
     let output = output.expect("unshare of util-linux is installed");
-    let seen: serde_json::Value = serde_json::from_slice(&output.stdout)
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout)
         .unwrap_or_else(|error| panic!("{error}: {}", String::from_utf8_lossy(&output.stderr)));
-    assert_eq!(seen["status"], 204, "{seen}");
+    assert_eq!(report["status"], 204, "{report}");
     // Eight lookups of the unresponsive zone, and the threads of an idle sidecar.
-    assert!(seen["threads"].as_u64().expect("a number") < 40, "{seen}");
+    assert!(report["threads"].as_u64().expect("a number") < 40, "{report}");
 }
 
 #[tokio::test]
@@ -164,9 +165,9 @@ async fn connect_ports_default_to_those_of_http_and_https() {
                 conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n").as_bytes()).await;
                 let head = crate::rig::tunnel_client::read_connect_head(&mut conn).await;
                 assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{egress} CONNECT {authority}: {head}");
-                let (code, goes) = if status == 200 { ("", Evil) } else { ("egress_denied", Nowhere) };
+                let (code, arrival) = if status == 200 { ("", Evil) } else { ("egress_denied", Nowhere) };
                 let row = format!("{egress} GET {authority}");
-                check(&stage, &row, &get(&format!("http://{authority}/"), &authority, ""), status, code, goes).await;
+                check(&stage, &row, &get(&format!("http://{authority}/"), &authority, ""), status, code, arrival).await;
             }
         }
     }
@@ -176,17 +177,17 @@ async fn connect_ports_default_to_those_of_http_and_https() {
 async fn unmatched_hosts_are_reached_on_connect_ports_only_with_or_without_a_tunnel() {
     const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
     let stage = Stage::start("egress: {connect_ports: [81]}\n").await;
-    for (row, url, status, code, goes) in [
+    for (row, url, status, code, arrival) in [
         ("a listed port", "http://evil.test:81/", 200, "", Evil),
         ("http's own port", "http://evil.test/", 403, "egress_denied", Nowhere),
-        ("written out", "http://evil.test:80/", 403, "egress_denied", Nowhere),
+        ("an explicit port", "http://evil.test:80/", 403, "egress_denied", Nowhere),
         ("https", "https://evil.test/", 403, "egress_denied", Nowhere),
         ("another port", "http://evil.test:82/", 403, "egress_denied", Nowhere),
         ("a host with routes at another port", "http://good.test:443/", 403, "egress_denied", Nowhere),
         ("the same at a listed port", "http://good.test:81/", 200, "", GoodWithoutToken),
         ("a route", "http://good.test/", 200, "", Good),
     ] {
-        check(&stage, row, &get(url, "x", ""), status, code, goes).await;
+        check(&stage, row, &get(url, "x", ""), status, code, arrival).await;
     }
     let transcript = stage.exchange(get("http://evil.test/", "x", "")).await;
     assert!(transcript.body().contains("egress.connect_ports"), "{}", transcript.text());
@@ -198,9 +199,9 @@ async fn unmatched_hosts_are_reached_on_connect_ports_only_with_or_without_a_tun
     let text = std::fs::read_to_string(&file).expect("a file").replace("connect_ports: [81]", "connect_ports: [82]");
     std::fs::write(&file, text).expect("a file");
     stage.sidecar.signal("HUP");
-    stage.sidecar.until_metric(APPLIED, |applied| applied >= 1.0).await;
+    stage.sidecar.wait_for_metric(APPLIED, |applied| applied >= 1.0).await;
     tunnel.write(b"GET /inside HTTP/1.1\r\nHost: evil.test:81\r\n\r\n").await;
     let response = tunnel.read_response().await;
     assert_eq!((response.status, response.code()), (403, "egress_denied"), "{}", response.text());
-    assert_eq!(stage.evil.received().iter().filter(|seen| seen.head.contains("/inside")).count(), 1);
+    assert_eq!(stage.evil.received().iter().filter(|request| request.head.contains("/inside")).count(), 1);
 }

@@ -1,9 +1,9 @@
 //! Replicas that share a Redis: one token for all, no refresh token spent twice, none lost.
 //!
-//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), a failing Redis (`fleet::trouble`).
+//! Not here: the simulation of larger fleets (`src/token/tests/fleet`), a failing Redis (`fleet::outages`).
 
 mod cluster;
-mod trouble;
+mod outages;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use tokio::time::{Instant, sleep};
 
 use crate::rig::config::{Config, Connection};
 use crate::rig::crm::{connection, get};
-use crate::rig::fleet::{Fleet, Traffic, dump, served, store};
+use crate::rig::fleet::{Fleet, Traffic, dump, store, wait_until_served};
 use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::peers::{AuthorizationServer, Upstream, python, run_script};
 use crate::rig::raw;
 use crate::rig::redis::Redis;
 use crate::rig::scripted::{Reply, Scripted};
-use crate::rig::sidecar::{Sidecar, scale};
-use crate::rig::stage::until;
+use crate::rig::sidecar::{Sidecar, duration_factor};
+use crate::rig::stage::wait_until;
 use crate::rig::wire::Wire;
 
 /// TL-15.
@@ -31,15 +31,15 @@ async fn three_replicas_request_each_token_once() {
     let machine = fleet.server.token_requests("machine").await;
     assert_eq!(machine, 1, "one request for the fleet");
     let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, "http://api.test/x")).collect();
-    sleep(Duration::from_secs(12) * scale()).await;
+    sleep(Duration::from_secs(12) * duration_factor()).await;
     for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
         assert!(traffic.end(replica).await > 300);
     }
     fleet.assert_no_token_spent_twice().await;
     let rotations = fleet.count("rotations").await;
-    assert!((6 * u64::from(scale())..=9 * u64::from(scale())).contains(&rotations), "{rotations}");
+    assert!((6 * u64::from(duration_factor())..=9 * u64::from(duration_factor())).contains(&rotations), "{rotations}");
     let machine = fleet.server.token_requests("machine").await;
-    assert!(machine <= 9 * u64::from(scale()), "{machine}");
+    assert!(machine <= 9 * u64::from(duration_factor()), "{machine}");
 }
 
 /// The same while replicas are killed, stopped past the term of a lease, and partitioned from Redis.
@@ -48,18 +48,18 @@ async fn no_request_fails_while_replicas_come_and_go() {
     const API: &str = "http://api.test/x";
     let mut fleet = Fleet::start(3, 3).await;
     fleet.connect().await;
-    for _ in 0..scale() {
+    for _ in 0..duration_factor() {
         // A different replica in each round.
         fleet.replicas.rotate_left(1);
         fleet.wires.rotate_left(1);
         let [zero, one, two] = &fleet.replicas[..] else { panic!("three") };
         let traffic = [zero, one, two].map(|replica| Traffic::through(replica, API));
         // A partition shorter than the token's lifetime.
-        fleet.rotated().await;
+        fleet.wait_for_rotation().await;
         fleet.wires[0].cut();
         sleep(Duration::from_secs(1)).await;
         fleet.wires[0].restore();
-        fleet.rotated().await;
+        fleet.wait_for_rotation().await;
         let [zero_traffic, one_traffic, two_traffic] = traffic;
         zero_traffic.end(zero).await;
         two_traffic.end(two).await;
@@ -73,7 +73,7 @@ async fn no_request_fails_while_replicas_come_and_go() {
         fleet.replicas[1].signal("CONT");
         fleet.replicas.insert(0, Sidecar::start_over(dir, addresses, &[]).await);
         let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, API)).collect();
-        fleet.rotated().await;
+        fleet.wait_for_rotation().await;
         for (traffic, replica) in traffic.into_iter().zip(&fleet.replicas) {
             assert!(traffic.end(replica).await > 10);
         }
@@ -81,14 +81,14 @@ async fn no_request_fails_while_replicas_come_and_go() {
     fleet.assert_no_token_spent_twice().await;
 }
 
-/// ST-12: a holder is stopped past its lease while another replica rotates the refresh token.
+/// ST-12: a replica is stopped past its lease while another replica rotates the refresh token.
 #[tokio::test]
-async fn a_holder_that_lost_its_lease_writes_nothing() {
+async fn a_replica_that_lost_its_lease_writes_nothing() {
     let server = Scripted::start(|_, before| {
         let token = json!({ "access_token": format!("t-{before}"), "token_type": "Bearer", "expires_in": 6,
             "refresh_token": format!("r-{before}") });
         let reply = Reply::json(200, &token);
-        if before == 1 { reply.late(Duration::from_millis(500)) } else { reply }
+        if before == 1 { reply.delayed(Duration::from_millis(500)) } else { reply }
     })
     .await;
     let upstream = Scripted::upstream().await;
@@ -100,26 +100,26 @@ async fn a_holder_that_lost_its_lease_writes_nothing() {
         bodies.filter_map(|body| Some(body.split("refresh_token=").nth(1)?.split('&').next()?.to_owned())).collect()
     };
     let sent = || upstream.received().last().map(|request| request.values("authorization").concat());
-    let holder = Sidecar::start(&config).await;
-    assert_eq!(import_refresh_token(&holder, "r-given", None).await.status, 200, "{}", holder.log());
-    until("the holder refreshes", || server.count() == 2).await;
+    let paused = Sidecar::start(&config).await;
+    assert_eq!(import_refresh_token(&paused, "r-given", None).await.status, 200, "{}", paused.log());
+    wait_until("the replica refreshes", || server.count() == 2).await;
     let left: i64 = redis.cli(&["PTTL", "keybearer:{crm}:lease:default"]).await.parse().expect("a number");
     assert!((2_000..=7_000).contains(&left), "a lease outlasts the token request: {left} ms are left");
-    holder.signal("STOP");
+    paused.signal("STOP");
     let other = Sidecar::start(&config).await;
     assert_eq!((get(&other, "").await.status, sent().as_deref()), (200, Some("Bearer t-0")));
-    // It waits for the lease to expire, although its token expires earlier.
-    until("the other refreshes", || server.count() == 3).await;
-    served(&other, Duration::from_secs(5)).await;
+    // It waits for the lease to expire, even though its token expires earlier.
+    wait_until("the other refreshes", || server.count() == 3).await;
+    wait_until_served(&other, Duration::from_secs(5)).await;
     assert_eq!(sent().as_deref(), Some("Bearer t-2"));
-    holder.signal("CONT");
+    paused.signal("CONT");
     // It reads the response, and its write is rejected.
-    holder.logged("the lease of crm/default was lost").await;
-    served(&holder, Duration::from_secs(2)).await;
-    until("a replica refreshes", || server.count() >= 4).await;
-    assert_eq!(spent()[..4], ["r-given", "r-0", "r-0", "r-2"], "{}", holder.log());
-    for replica in [&holder, &other] {
-        served(replica, Duration::from_secs(2)).await;
+    paused.wait_for_log("the lease of crm/default was lost").await;
+    wait_until_served(&paused, Duration::from_secs(2)).await;
+    wait_until("a replica refreshes", || server.count() >= 4).await;
+    assert_eq!(spent()[..4], ["r-given", "r-0", "r-0", "r-2"], "{}", paused.log());
+    for replica in [&paused, &other] {
+        wait_until_served(replica, Duration::from_secs(2)).await;
         assert_ne!(sent().as_deref(), Some("Bearer t-1"), "an unsaved token is discarded");
     }
     for (key, text) in dump(&redis).await {
@@ -138,7 +138,7 @@ fn machine(server: &Scripted, upstream: &Scripted, redis: &Redis, keys: &str) ->
 
 /// TL-05 and TL-07: the other replicas learn a failure from the store, not from the server.
 #[tokio::test]
-async fn one_replica_sends_the_requests_to_a_failing_server_for_all() {
+async fn one_replica_retries_a_failing_server_for_all() {
     let times = Arc::new(std::sync::Mutex::new(Vec::new()));
     let arrivals = times.clone();
     let server = Scripted::start(move |_, before| {
@@ -157,25 +157,25 @@ async fn one_replica_sends_the_requests_to_a_failing_server_for_all() {
     for _ in 0..3 {
         replicas.push(Sidecar::start(&config).await);
     }
-    until("the pause is over", || server.count() == 3).await;
+    wait_until("the pause is over", || server.count() == 3).await;
     let times = times.lock().unwrap().clone();
     assert!(times[2] - times[1] >= Duration::from_secs(3), "{times:?}");
     for replica in &replicas {
-        served(replica, Duration::from_secs(2)).await;
+        wait_until_served(replica, Duration::from_secs(2)).await;
     }
     // A permanent failure: every replica reports it, and one received it from the server.
     for replica in &replicas {
-        replica.logged("\"error\":\"invalid_client\"").await;
+        replica.wait_for_log("\"error\":\"invalid_client\"").await;
     }
     assert_eq!(server.count(), 4, "{}", replicas[0].log());
     let informed = replicas.iter().filter(|replica| replica.log().contains("another replica got this response"));
     assert!(informed.count() >= 2);
     // A replica that starts may have another secret, so it sends one request.
     let _late = Sidecar::start(&config).await;
-    until("it sends one request", || server.count() == 5).await;
+    wait_until("it sends one request", || server.count() == 5).await;
 }
 
-/// A revocation request that hangs for longer than the lease does not keep the token.
+/// A revocation request that outlasts the lease still removes the token.
 #[tokio::test]
 async fn a_revocation_that_outlasts_its_lease_still_forgets_the_token() {
     let server = Scripted::start(|request, before| match request.request_line().contains("/revoke") {
@@ -195,7 +195,7 @@ async fn a_revocation_that_outlasts_its_lease_still_forgets_the_token() {
     let config = machine(&server, &upstream, &redis, &keys);
     let (one, other) = (Sidecar::start(&config).await, Sidecar::start(&config).await);
     assert_eq!(import_refresh_token(&one, "r-given", None).await.status, 200, "{}", one.log());
-    served(&other, Duration::from_secs(1)).await;
+    wait_until_served(&other, Duration::from_secs(1)).await;
     // Two calls of 6 s each, and a lease of 11 s.
     let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
     assert_eq!(revoked.status, 200, "{}\n{}", revoked.text(), one.log());
@@ -220,10 +220,10 @@ async fn a_refresh_token_that_does_not_rotate_is_used_without_redis() {
     let sidecar = Sidecar::start(&machine(&server, &upstream, &redis, "grant: authorization_code")).await;
     assert_eq!(import_refresh_token(&sidecar, "r-same", None).await.status, 200, "{}", sidecar.log());
     let traffic = Traffic::through(&sidecar, "http://api.test/x");
-    until("it was refreshed once", || server.count() >= 3).await;
+    wait_until("it was refreshed once", || server.count() >= 3).await;
     redis.stop().await;
     let before = server.count();
-    until("it is refreshed without the store", || server.count() >= before + 3).await;
+    wait_until("it is refreshed without the store", || server.count() >= before + 3).await;
     assert!(traffic.end(&sidecar).await > 50);
 }
 
@@ -240,23 +240,24 @@ async fn an_authorization_started_at_one_replica_ends_at_another() {
     );
     let config = connection(&server, &upstream, &top, &keys).replace("scopes: [", "scopes: [openid, offline_access, ");
     let (one, other) = (Sidecar::start(&config).await, Sidecar::start(&config).await);
-    balancer.turn(one.admin().port());
-    let begun = call(one.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
-    let link = begun["authorization_url"].as_str().unwrap_or_else(|| panic!("{begun}")).to_owned();
+    balancer.redirect_to(one.admin().port());
+    let flow = call(one.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
+    let link = flow["authorization_url"].as_str().unwrap_or_else(|| panic!("{flow}")).to_owned();
     let walked = run_script(python(), "person.py", &[&link, "ann", "--stop-before-callback"], &[]).await;
     let callback = walked["callback"].as_str().unwrap_or_else(|| panic!("{walked}")).to_owned();
     let cookies = walked["cookies"].as_str().expect("cookies");
-    balancer.turn(other.admin().port());
+    balancer.redirect_to(other.admin().port());
     let path = callback.split_once("/oauth/").map(|(_, path)| format!("/oauth/{path}")).expect("a path");
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: localhost:{}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n",
         balancer.port
     );
-    let page = raw::send(format!("127.0.0.1:{}", balancer.port).parse().expect("an address"), request.as_bytes()).await;
+    let page =
+        raw::send(format!("127.0.0.1:{}", balancer.port).parse().expect("a socket address"), request.as_bytes()).await;
     assert_eq!(page.status, 303, "{}\n{}", page.text(), other.log());
-    served(&other, Duration::from_secs(2)).await;
-    served(&one, Duration::from_secs(2)).await;
-    let id = begun["id"].as_str().expect("an id");
+    wait_until_served(&other, Duration::from_secs(2)).await;
+    wait_until_served(&one, Duration::from_secs(2)).await;
+    let id = flow["id"].as_str().expect("an id");
     let outcome = call(one.admin(), "GET", &format!("/authorizations/{id}"), &json!({})).await.json();
     assert_eq!(outcome["status"], "connected", "{outcome}");
 }
@@ -322,7 +323,7 @@ async fn a_stated_refresh_token_expiry_removes_no_record() {
     let day: i64 = 24 * 3_600_000;
     let left = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<i64>().expect("a number");
     // It is refreshed even after its stated expiry.
-    until("it is refreshed", || server.count() >= 3).await;
+    wait_until("it is refreshed", || server.count() >= 3).await;
     for key in ["keybearer:{crm}:token:default", "keybearer:{crm}:tokens", "keybearer:connections"] {
         assert!(left(key).await > 399 * day, "{key}: {}", left(key).await);
     }
@@ -340,15 +341,15 @@ async fn revocation_rejection_and_consent_apply_to_all_replicas() {
     // The token of both replicas is no longer accepted.
     let before = fleet.count("rotations").await;
     fleet.server.control(json!({ "revoke_all": true })).await;
-    served(one, Duration::from_secs(5)).await;
-    served(other, Duration::from_secs(5)).await;
+    wait_until_served(one, Duration::from_secs(5)).await;
+    wait_until_served(other, Duration::from_secs(5)).await;
     assert_eq!(fleet.count("rotations").await, before + 1, "one refresh fixes both");
 
     let revoked = call(one.admin(), "POST", "/connections/crm/revoke", &json!({})).await;
     assert_eq!(revoked.status, 200, "{}", revoked.text());
-    let begun = Instant::now();
+    let started = Instant::now();
     while get(other, "").await.status == 200 {
-        assert!(begun.elapsed() < Duration::from_secs(1), "{}", other.log());
+        assert!(started.elapsed() < Duration::from_secs(1), "{}", other.log());
         sleep(Duration::from_millis(20)).await;
     }
     assert_eq!(get(other, "").await.code(), "consent_required");

@@ -113,7 +113,7 @@ async fn curl_reaches_a_mount_with_prior_knowledge() {
     let mut curl = tokio::process::Command::new("curl");
     let url = format!("http://{}/crm/events", sidecar.proxy());
     curl.args(["--http2-prior-knowledge", "-sS", "--max-time", "20", "-w", "%{http_version}", &url]).env_clear();
-    let output = curl.output().await.expect("curl runs");
+    let output = curl.output().await.expect("curl is installed");
     let transcript = String::from_utf8_lossy(&output.stdout);
     assert_eq!(
         transcript,
@@ -148,8 +148,8 @@ async fn requests_share_connections_up_to_the_stream_limit() {
         assert_eq!(raw::get_through(sidecar.proxy(), "https://api.test/echo", "").await.status, 200);
     }
     assert_eq!(server.stats().await["sessions"], 4);
-    sidecar.until_metric("keybearer_upstream_connections{state=\"active\"}", |count| count == 0.0).await;
-    sidecar.until_metric("keybearer_upstream_connections{state=\"idle\"}", |count| count == 4.0).await;
+    sidecar.wait_for_metric("keybearer_upstream_connections{state=\"active\"}", |count| count == 0.0).await;
+    sidecar.wait_for_metric("keybearer_upstream_connections{state=\"idle\"}", |count| count == 4.0).await;
 }
 
 /// All requests of a dead connection share its replacement.
@@ -175,7 +175,7 @@ async fn an_idle_downstream_connection_gets_goaway() {
     conn.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
     let mut transcript = Vec::new();
     let read = conn.stream.read_to_end(&mut transcript);
-    timeout(Duration::from_secs(10), read).await.expect("an end in time").expect("bytes");
+    timeout(Duration::from_secs(10), read).await.expect("exits before the timeout").expect("bytes");
     let (mut kinds, mut at) = (Vec::new(), 0);
     while let Some(head) = transcript.get(at..at + 9) {
         kinds.push(head[3]);
@@ -249,9 +249,9 @@ async fn websocket_is_accepted_over_http2() {
     let sidecar = Sidecar::start(&config).await;
     let observed = probe(&sidecar, "websocket", "/chat/echo").await;
     assert_eq!((&observed["offered"], &observed["status"]), (&json!(1), &json!(200)), "{observed}\n{}", sidecar.log());
-    let first: Value = serde_json::from_str(observed["said"][0].as_str().expect("a message")).expect("JSON");
+    let first: Value = serde_json::from_str(observed["messages"][0].as_str().expect("a message")).expect("JSON");
     assert!(first["headers"].as_array().expect("pairs").contains(&json!(["authorization", "Bearer t-0"])), "{first}");
-    assert_eq!((&observed["said"][1], &observed["code"]), (&json!("zwölf"), &json!(4001)), "{observed}");
+    assert_eq!((&observed["messages"][1], &observed["code"]), (&json!("café"), &json!(4001)), "{observed}");
 }
 
 #[tokio::test]
@@ -373,7 +373,7 @@ async fn streams_and_windows_are_bounded_and_stalled_responses_time_out() {
     let after = sidecar.resident_kib();
     assert!(after < before + 40 * 1024, "RS-05: {before} KiB grew to {after} KiB");
     let text = "keybearer_requests_in_flight";
-    sidecar.until_metric(text, |count| count == 0.0).await;
+    sidecar.wait_for_metric(text, |count| count == 0.0).await;
 }
 
 /// Flow control reaches the upstream: a large response is not buffered.

@@ -90,9 +90,9 @@ fn foreign_topics(file: &str, source: &str) -> Vec<String> {
 #[test]
 fn a_test_file_that_uses_another_topic_is_found() {
     assert_eq!(foreign_topics("fleet.rs", "use crate::rig::raw; use crate::fleet::x;"), [""; 0]);
-    assert_eq!(foreign_topics("fleet/trouble.rs", "use super::x; use super::super::rig::raw;"), [""; 0]);
+    assert_eq!(foreign_topics("fleet/outages.rs", "use super::x; use super::super::rig::raw;"), [""; 0]);
     for source in ["use crate::store::run;", "use super::super::store;", "fn f() { crate::store::run() }"] {
-        assert_eq!(foreign_topics("fleet/trouble.rs", source).len(), 1, "{source}");
+        assert_eq!(foreign_topics("fleet/outages.rs", source).len(), 1, "{source}");
     }
 }
 
@@ -111,7 +111,7 @@ fn sources(root: &str) -> Vec<(String, String)> {
             if path.is_dir() {
                 folders.push(path);
             } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let below = path.strip_prefix(&root).expect("it is below the root").to_str().expect("names are text");
+                let below = path.strip_prefix(&root).expect("a path below the root").to_str().expect("UTF-8");
                 let source = fs::read_to_string(&path).expect("a source file can be read");
                 found.push((below.replace('\\', "/"), source));
             }

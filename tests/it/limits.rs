@@ -1,7 +1,7 @@
 //! Every limit at a small value: what exceeds it gets an error response, and other callers are unaffected.
 
 mod deadlines;
-mod departures;
+mod disconnects;
 mod descriptors;
 mod shares;
 
@@ -17,24 +17,24 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::rig::frames;
 use crate::rig::raw::{self, Conn};
-use crate::rig::stage::{GET, Stage, exchange, patient, s, until};
+use crate::rig::stage::{GET, Stage, exchange, s, stage_with_silent_path, wait_until};
 
 #[tokio::test]
 async fn a_connection_over_the_limit_gets_503() {
-    let stage = patient("limits: {downstream_connections: 2}\ntimeouts: {response_head: 40s}\n").await;
+    let stage = stage_with_silent_path("limits: {downstream_connections: 2}\ntimeouts: {response_head: 40s}\n").await;
     let mut held = Vec::new();
     // Busy, because idle connections would be evicted.
     for count in 1..=2 {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
         held.push(conn);
-        until("a held request", || stage.good.count() == count).await;
+        wait_until("a held request", || stage.good.count() == count).await;
     }
-    for row in ["sends nothing", "sends a request", "sends much"] {
+    for row in ["sends nothing", "sends a request", "sends a lot of data"] {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         match row {
             "sends a request" => conn.write(GET).await,
-            "sends much" => conn.write(&[GET, &vec![b'x'; 100_000]].concat()).await,
+            "sends a lot of data" => conn.write(&[GET, &vec![b'x'; 100_000]].concat()).await,
             _ => {}
         }
         let response = conn.read_response().await;
@@ -64,7 +64,7 @@ async fn an_unread_stderr_blocks_no_request() {
         }
     };
     futures_util::future::join_all((0..CONNECTIONS).map(|_| send_many())).await;
-    stage.sidecar.until_metric(dropped, |count| count > 0.0).await;
+    stage.sidecar.wait_for_metric(dropped, |count| count > 0.0).await;
     stage.sidecar.read_log(true);
     // Logging recovers: the line of a new request arrives.
     let last = async {
@@ -76,45 +76,47 @@ async fn an_unread_stderr_blocks_no_request() {
 }
 
 #[tokio::test]
-async fn a_full_upstream_delays_no_other() {
-    let stage = patient("limits: {per_upstream: 2, queued_per_upstream: 1}\ntimeouts: {response_head: 20s}\n").await;
+async fn a_saturated_upstream_delays_no_other() {
+    let stage =
+        stage_with_silent_path("limits: {per_upstream: 2, queued_per_upstream: 1}\ntimeouts: {response_head: 20s}\n")
+            .await;
     let silent = b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n";
     let mut held = Vec::new();
     for count in 1..=2 {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         conn.write(silent).await;
         held.push(conn);
-        until("a held request", || stage.good.count() == count).await;
+        wait_until("a held request", || stage.good.count() == count).await;
     }
     let mut queued = Conn::open(stage.sidecar.proxy()).await;
     queued.write(GET).await;
-    stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 3.0).await;
+    stage.sidecar.wait_for_metric("keybearer_requests_in_flight", |value| value == 3.0).await;
     let response = raw::send(stage.sidecar.proxy(), GET).await;
     assert_eq!((response.status, response.code()), (503, "overloaded"));
     assert!(response.header("retry-after").is_some());
     assert_eq!(raw::get_through(stage.sidecar.proxy(), "http://evil.test/", "").await.status, 200, "RS-11");
-    assert_eq!(stage.good.count(), 2, "the queue waits");
+    assert_eq!(stage.good.count(), 2, "the queued request is not sent");
 }
 
 #[tokio::test]
 async fn a_queued_request_without_a_permit_in_time_gets_503() {
     let top = "limits: {per_upstream: 1, queued_per_upstream: 8}\ntimeouts: {connect: 1s, response_head: 30s}\n";
-    let stage = patient(top).await;
+    let stage = stage_with_silent_path(top).await;
     let mut held = Conn::open(stage.sidecar.proxy()).await;
     held.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
-    until("a held request", || stage.good.count() == 1).await;
-    let begun = Instant::now();
+    wait_until("a held request", || stage.good.count() == 1).await;
+    let started = Instant::now();
     let responses = futures_util::future::join_all((0..3).map(|_| raw::send(stage.sidecar.proxy(), GET))).await;
     for response in responses {
         assert_eq!((response.status, response.code()), (503, "overloaded"), "{}", response.text());
         assert!(response.header("retry-after").is_some());
     }
-    assert!(begun.elapsed() >= s(1.0), "they were not queued: {:?}", begun.elapsed());
+    assert!(started.elapsed() >= s(1.0), "they were not queued: {:?}", started.elapsed());
     assert_eq!(stage.good.count(), 1, "none of them was sent");
-    stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 1.0).await;
+    stage.sidecar.wait_for_metric("keybearer_requests_in_flight", |value| value == 1.0).await;
     // Their queue slots are free again, and so is the upstream once the first request has ended.
     drop(held);
-    stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 0.0).await;
+    stage.sidecar.wait_for_metric("keybearer_requests_in_flight", |value| value == 0.0).await;
     assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200);
 }
 
@@ -131,7 +133,7 @@ async fn the_queue_drains_as_permits_are_released() {
             stream
                 .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
                 .await
-                .expect("it reads");
+                .expect("write succeeds");
             held.push(stream);
         }
     };
@@ -153,14 +155,18 @@ async fn unfinished_heads_share_a_memory_budget() {
         held.push(conn);
     }
     let overloaded = "keybearer_errors_total{connection=\"\",code=\"overloaded\"}";
-    stage.sidecar.until_metric(overloaded, |count| count >= 300.0).await;
+    stage.sidecar.wait_for_metric(overloaded, |count| count >= 300.0).await;
     assert_eq!(held.last_mut().expect("a connection").read_response().await.code(), "overloaded");
     let grown_mib = stage.sidecar.resident_kib().saturating_sub(before) / 1024;
     assert!(grown_mib < 110, "600 unfinished heads of 240 KB take {grown_mib} MiB");
-    assert_eq!(raw::send(stage.sidecar.proxy(), GET).await.status, 200, "a complete head takes no share");
+    assert_eq!(
+        raw::send(stage.sidecar.proxy(), GET).await.status,
+        200,
+        "a complete head does not count towards the budget"
+    );
 }
 
-/// HTTP/2 callers that are silent, leave a head unfinished, or are refused: the budget bounds the memory of whatever they send.
+/// HTTP/2 callers that are silent, leave a head unfinished, or are refused: the budget bounds the memory that their bytes take.
 #[tokio::test]
 async fn unauthenticated_http2_connections_share_the_memory_budget() {
     const CONNECTIONS: usize = 3000;
@@ -185,7 +191,7 @@ async fn unauthenticated_http2_connections_share_the_memory_budget() {
             let _ = stream.write_all(&[&preface[..], bytes].concat()).await;
             held.push(stream);
         }
-        stage.sidecar.until_idle().await;
+        stage.sidecar.wait_until_idle().await;
         let grown_mib = stage.sidecar.resident_kib().saturating_sub(before) / 1024;
         assert!(grown_mib < 150, "{row}: {CONNECTIONS} connections take {grown_mib} MiB");
     }
@@ -230,7 +236,7 @@ async fn serve_endlessly(listener: TcpListener, http2: bool, sent_bytes: Arc<Ato
 async fn stall_over_http2(client: &h2::client::SendRequest<Bytes>, authority: SocketAddr) -> h2::RecvStream {
     let request = http::Request::get(format!("http://{authority}/api/endless")).body(()).expect("a request");
     let mut client = client.clone().ready().await.expect("room for a stream");
-    let (response, _) = client.send_request(request, true).expect("it is sent");
+    let (response, _) = client.send_request(request, true).expect("write succeeds");
     response.await.expect("a response").into_body()
 }
 
@@ -260,7 +266,7 @@ async fn a_stalled_download_takes_little_memory() {
                 .await;
             conns.push(conn);
         }
-        stage.sidecar.until_metric("keybearer_requests_in_flight", |count| count == DOWNLOADS as f64).await;
+        stage.sidecar.wait_for_metric("keybearer_requests_in_flight", |count| count == DOWNLOADS as f64).await;
         let stalled = async {
             let mut last = 0;
             while sent_bytes.load(Ordering::Relaxed) != last || last == 0 {
@@ -286,12 +292,12 @@ async fn heads_and_targets_over_the_limit_get_431_and_414() {
         format!("GET http://good.test/{} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", "a".repeat(bytes))
     };
     for (row, bytes, status, code) in [
-        ("a head within", field(7_000), 200, ""),
-        ("a head above", field(9_000), 431, "head_too_large"),
-        ("a head far above", field(200_000), 431, "head_too_large"),
-        ("a target within", target(7_000), 200, ""),
-        ("a target above", target(9_000), 414, "target_too_long"),
-        ("a target far above", target(200_000), 414, "target_too_long"),
+        ("a head within the limit", field(7_000), 200, ""),
+        ("a head above the limit", field(9_000), 431, "head_too_large"),
+        ("a head far above the limit", field(200_000), 431, "head_too_large"),
+        ("a target within the limit", target(7_000), 200, ""),
+        ("a target above the limit", target(9_000), 414, "target_too_long"),
+        ("a target far above the limit", target(200_000), 414, "target_too_long"),
     ] {
         let before = stage.good.count();
         let transcript = stage.exchange(&bytes).await;
@@ -318,7 +324,7 @@ async fn tunnels_are_limited() {
     let stage = Stage::start("limits: {tunnels: 1}\n").await;
     let connect = b"CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n";
     let mut first = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
-    first.write_all(connect).await.expect("it reads");
+    first.write_all(connect).await.expect("write succeeds");
     let mut status = [0; 12];
     first.read_exact(&mut status).await.expect("a response");
     assert_eq!(&status, b"HTTP/1.1 200");
@@ -337,7 +343,10 @@ async fn an_early_response_is_the_only_one() {
         let upstream = async {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             stream.read_u8().await.expect("a request");
-            stream.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nsorry").await.expect("it reads");
+            stream
+                .write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\n\r\nsorry")
+                .await
+                .expect("write succeeds");
             let _ = tokio::time::timeout(s(3.0), tokio::io::copy(&mut stream, &mut tokio::io::sink())).await;
         };
         let caller = async {
@@ -345,7 +354,7 @@ async fn an_early_response_is_the_only_one() {
             stream
                 .write_all(format!("POST http://good.test/ HTTP/1.1\r\nHost: x\r\n{framing}\r\n\r\n").as_bytes())
                 .await
-                .expect("it reads");
+                .expect("write succeeds");
             let (mut reader, mut writer) = stream.split();
             let write = async {
                 for _ in 0..30 {
@@ -394,7 +403,7 @@ async fn a_refused_upload_receives_its_response() {
 #[tokio::test]
 async fn a_port_without_a_listener_is_502() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+    let port = listener.local_addr().expect("a bound listener").port();
     drop(listener);
     let stage = Stage::start(&format!("egress: {{allow_private: true, connect_ports: [{port}]}}\n")).await;
     let response = raw::get_through(stage.sidecar.proxy(), &format!("http://127.0.0.1:{port}/"), "").await;

@@ -36,17 +36,17 @@ fn read(path: &Path) -> String {
     std::fs::read_to_string(path).expect("a file")
 }
 
-/// The user that runs the tests, and so the callers.
+/// The user that runs the tests, and therefore the callers.
 fn user() -> String {
-    let output = std::process::Command::new("id").arg("-un").output().expect("id runs");
+    let output = std::process::Command::new("id").arg("-un").output().expect("id is installed");
     String::from_utf8(output.stdout).expect("a name").trim().to_owned()
 }
 
-/// Runs curl. Returns its exit code, and the status and HTTP version that it saw.
+/// Runs curl. Returns its exit code, and the status and HTTP version of the response.
 async fn curl(arguments: &[&str]) -> (i32, String) {
     let mut curl = Command::new("curl");
     curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code} %{http_version}", "--max-time", "20"]).args(arguments);
-    let output = curl.env_clear().stdin(Stdio::null()).output().await.expect("curl runs");
+    let output = curl.env_clear().stdin(Stdio::null()).output().await.expect("curl is installed");
     (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
@@ -82,7 +82,7 @@ async fn each_listener_serves_and_each_caller_is_identified_by_its_connection() 
         );
         let before = sidecar.metric(&counted).await;
         assert_eq!(curl(&arguments).await, (0, expected.to_owned()), "{row}: {}", sidecar.log());
-        sidecar.until_metric(&counted, |count| count == before + 1.0).await;
+        sidecar.wait_for_metric(&counted, |count| count == before + 1.0).await;
     }
     let served = upstream.count();
     for (row, arguments) in [
@@ -90,15 +90,15 @@ async fn each_listener_serves_and_each_caller_is_identified_by_its_connection() 
         ("a certificate of an unknown CA", vec!["--cacert", &ca, "--cert", &unknown, "--key", &unknown_key, &mutual]),
         ("no TLS", vec![mutual.strip_prefix("https").map(|rest| format!("http{rest}")).as_deref().unwrap_or_default()]),
     ] {
-        let (code, seen) = curl(&arguments).await;
-        assert!(code != 0 && !seen.starts_with('2'), "{row}: {seen}");
+        let (code, output) = curl(&arguments).await;
+        assert!(code != 0 && !output.starts_with('2'), "{row}: {output}");
     }
     assert_eq!(upstream.count(), served);
-    sidecar.logged("downstream TLS handshake failed").await;
+    sidecar.wait_for_log("downstream TLS handshake failed").await;
     // The TLS listener also serves as a forward proxy.
     let (port, url) = (format!("https://localhost:{}", at("fleet")), "http://10.9.8.7/");
-    let (code, seen) = curl(&["--proxy-cacert", &ca, "-x", &port, url]).await;
-    assert_eq!((code, seen.as_str()), (0, "403 1.1"), "a private address that no route names");
+    let (code, output) = curl(&["--proxy-cacert", &ca, "-x", &port, url]).await;
+    assert_eq!((code, output.as_str()), (0, "403 1.1"), "a private address that no route names");
     let mode =
         std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&*socket).expect("a socket").permissions()) & 0o777;
     assert_eq!(mode, 0o660);
@@ -158,10 +158,10 @@ async fn a_changed_client_ca_applies_without_a_restart() {
             let before = sidecar.metric(APPLIED).await;
             std::fs::write(sidecar.dir.path().join("next"), text).expect("a file");
             std::fs::rename(sidecar.dir.path().join("next"), sidecar.dir.path().join("client-ca.pem")).expect("a file");
-            sidecar.until_metric(APPLIED, |applied| applied > before).await;
+            sidecar.wait_for_metric(APPLIED, |applied| applied > before).await;
         }
-        let [_, (code, seen)] = request_both(&sidecar, "mtls-ca-issued").await;
-        assert_eq!(code == 0 && seen == "200 1.1", served, "{file}: {code} {seen}\n{}", sidecar.log());
+        let [_, (code, output)] = request_both(&sidecar, "mtls-ca-issued").await;
+        assert_eq!(code == 0 && output == "200 1.1", served, "{file}: {code} {output}\n{}", sidecar.log());
     }
 }
 
@@ -188,7 +188,7 @@ async fn a_replaced_certificate_is_served_without_a_restart_and_a_mismatched_one
             client
                 .args(["s_client", "-connect", &address.to_string(), "-servername", "localhost"])
                 .stdin(Stdio::null());
-            let output = client.output().await.expect("openssl runs");
+            let output = client.output().await.expect("openssl is installed");
             let text = String::from_utf8_lossy(&output.stdout).into_owned();
             text.lines().find_map(|line| line.trim().strip_prefix("0 s:").map(str::to_owned)).expect("a certificate")
         }
@@ -197,10 +197,10 @@ async fn a_replaced_certificate_is_served_without_a_restart_and_a_mismatched_one
     let (certificate, key) = Peers::certs().leaf("wrong");
     // Tools write the two files one after the other: in between they do not match, and the old pair stays in use.
     std::fs::write(sidecar.dir.path().join("tls.pem"), read(&certificate)).expect("a file");
-    sidecar.logged("configuration refused").await;
+    sidecar.wait_for_log("configuration refused").await;
     assert!(!served_subject(&sidecar).await.contains("other.test"));
     std::fs::write(sidecar.dir.path().join("tls.key"), read(&key)).expect("a file");
-    sidecar.logged("configuration reloaded").await;
+    sidecar.wait_for_log("configuration reloaded").await;
     assert!(served_subject(&sidecar).await.contains("other.test"), "{}", sidecar.log());
     let expiry = "keybearer_certificate_expiry_timestamp_seconds{name=\"fleet\",use=\"listener\"}";
     assert!(sidecar.metric(expiry).await > 1.0e9);
@@ -215,9 +215,9 @@ async fn a_replaced_certificate_is_served_without_a_restart_and_a_mismatched_one
 async fn a_caller_on_a_unix_socket_is_logged_by_its_user() {
     let (sidecar, _tokens, _upstream) = start().await;
     let socket = sidecar.dir.path().join("jobs.sock");
-    let (_, seen) = curl(&["--unix-socket", &socket.to_string_lossy(), "http://kb/nowhere"]).await;
-    assert_eq!(seen, "404 1.1");
-    let line = sidecar.logged("no_mount").await;
+    let (_, output) = curl(&["--unix-socket", &socket.to_string_lossy(), "http://kb/nowhere"]).await;
+    assert_eq!(output, "404 1.1");
+    let line = sidecar.wait_for_log("no_mount").await;
     let event: Value = serde_json::from_str(&line).expect("JSON");
     assert!(event["from"].as_str().is_some_and(|from| from.starts_with("unix:")), "{line}");
 }

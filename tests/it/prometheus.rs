@@ -15,10 +15,10 @@ use crate::rig::sidecar::Sidecar;
 const CALLER: &str = "Proxy-Authorization: Bearer s3cret\r\n";
 
 /// A sidecar after every outcome of a request and of a token request.
-async fn exercised(server: &Scripted, upstream: &Scripted) -> Sidecar {
+async fn sidecar_after_all_outcomes(server: &Scripted, upstream: &Scripted) -> Sidecar {
     let refused = Scripted::start(|_, _| Reply::json(400, &serde_json::json!({"error": "invalid_scope"}))).await;
     let away = Scripted::start(|_, _| Reply::text(503, "text/plain", "away")).await;
-    let nonsense = Scripted::start(|_, _| Reply::text(200, "text/plain", "no JSON")).await;
+    let nonsense = Scripted::start(|_, _| Reply::text(200, "text/plain", "not JSON")).await;
     let token = serde_json::json!({"access_token": "t", "refresh_token": "r", "refresh_token_expires_in": 864_000});
     let lasting = Scripted::start(move |_, _| Reply::json(200, &token)).await;
     let connection = |name: &str, server: &Scripted, routes: &str| {

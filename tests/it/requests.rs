@@ -1,4 +1,4 @@
-//! Requests as raw bytes: one well-formed message reaches the upstream, or nothing does.
+//! Requests as raw bytes: the upstream receives one well-formed message or nothing.
 //!
 //! Rows are named after the table of hostile peers (HP).
 
@@ -12,7 +12,7 @@ use crate::rig::scripted::Reply;
 use crate::rig::stage::{Stage, TOKEN, Transcript};
 
 /// Asserts that the message is refused with a 4xx or 5xx and reaches no upstream.
-async fn refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
+async fn assert_refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
     let before = (stage.good.count(), stage.evil.count());
     let transcript = stage.exchange(&bytes).await;
     assert!([400, 405, 408, 414, 431, 501, 505].contains(&transcript.status()), "{row}: {}", transcript.text());
@@ -23,8 +23,9 @@ async fn refused(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
 
 const SMUGGLED: &str = "GET http://evil.test/smuggled HTTP/1.1\r\nHost: evil.test\r\n\r\n";
 
-/// Asserts that, whatever the response, the upstream receives clean framing and no request smuggled in or after the message.
-async fn harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
+/// Asserts that the upstream receives clean framing and no request smuggled in or after the message, whether or not the
+/// proxy refuses the message.
+async fn assert_harmless(stage: &Stage, row: &str, bytes: impl AsRef<[u8]>) {
     let before = stage.good.count();
     let transcript = stage.exchange(&bytes).await;
     assert!(transcript.statuses().len() <= 1, "{row}: {}", transcript.text());
@@ -60,7 +61,7 @@ async fn ambiguous_framing_smuggles_no_second_request() {
         if row.contains("HP-07") {
             bytes = bytes.replacen("HTTP/1.1", "HTTP/1.0", 1);
         }
-        harmless(&stage, row, bytes).await;
+        assert_harmless(&stage, row, bytes).await;
     }
     for (row, lines) in [
         ("HP-02 different lines", "Content-Length: 4\r\nContent-Length: 5\r\n"),
@@ -81,15 +82,15 @@ async fn ambiguous_framing_smuggles_no_second_request() {
         ("HP-06 two fields", "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
         ("HP-06 space before the colon", "Transfer-Encoding : chunked\r\n"),
         ("HP-06 folded", "Transfer-Encoding:\r\n chunked\r\n"),
-        ("HP-06 behind a bare CR", "X: a\rTransfer-Encoding: chunked\r\n"),
+        ("HP-06 after a bare CR", "X: a\rTransfer-Encoding: chunked\r\n"),
     ] {
-        refused(&stage, row, post(lines, &chunk)).await;
+        assert_refused(&stage, row, post(lines, &chunk)).await;
     }
     for (row, lines) in [
         ("HP-03 equal lines", "Content-Length: 4\r\nContent-Length: 4\r\nConnection: close\r\n"),
         ("HP-03 equal values", "Content-Length: 4, 4\r\nConnection: close\r\n"),
     ] {
-        harmless(&stage, row, post(lines, &format!("abcd{SMUGGLED}"))).await;
+        assert_harmless(&stage, row, post(lines, &format!("abcd{SMUGGLED}"))).await;
     }
 }
 
@@ -123,13 +124,13 @@ async fn malformed_http_reaches_no_upstream() {
     };
     for (row, bytes) in [
         ("HP-11 obs-fold", field("X: a\r\n b")),
-        ("HP-11 space first", "GET http://good.test/ HTTP/1.1\r\n X: y\r\nHost: good.test\r\n\r\n".to_owned()),
+        ("HP-11 leading space", "GET http://good.test/ HTTP/1.1\r\n X: y\r\nHost: good.test\r\n\r\n".to_owned()),
         ("HP-11 bare CR", field("X: a\rb")),
         ("HP-11 NUL", field("X: a\0b")),
         ("HP-11 space in the name", field("X Y: a")),
         ("HP-11 no colon", field("XY")),
         ("HP-11 empty name", field(": a")),
-        ("HP-11 no token", field("X(Y): a")),
+        ("HP-11 not a token", field("X(Y): a")),
         ("HP-13 no version", head("GET http://good.test/")),
         ("HP-13 0.9", "GET http://good.test/\r\n".to_owned()),
         ("HP-13 2.0", head("GET http://good.test/ HTTP/2.0")),
@@ -151,7 +152,7 @@ async fn malformed_http_reaches_no_upstream() {
         ("HP-25 5000 headers", field(&"X: y\r\n".repeat(5000))),
         ("HP-25 a target of 128 KiB", head(&format!("GET http://good.test/{} HTTP/1.1", "a".repeat(128 * 1024)))),
     ] {
-        refused(&stage, row, bytes).await;
+        assert_refused(&stage, row, bytes).await;
     }
     for (row, bytes) in [
         ("HP-12 bare LF", "GET http://good.test/ HTTP/1.1\nHost: good.test\nConnection: close\n\n".to_owned()),
@@ -165,13 +166,13 @@ async fn malformed_http_reaches_no_upstream() {
             ),
         ),
     ] {
-        harmless(&stage, row, bytes).await;
+        assert_harmless(&stage, row, bytes).await;
     }
     assert!(!stage.good.received().iter().any(|request| request.head.contains("frag")), "HP-14");
 }
 
 #[tokio::test]
-async fn a_broken_body_is_the_callers_fault() {
+async fn a_broken_request_body_gets_400() {
     let stage = Stage::start("").await;
     let chunked = "Transfer-Encoding: chunked\r\n";
     for (row, bytes) in [
@@ -191,7 +192,7 @@ async fn a_broken_body_is_the_callers_fault() {
             transcript.text()
         );
         assert!(transcript.body().contains("the request body"), "{row}: {}", transcript.text());
-        assert_eq!(stage.good.count(), 0, "{row}: it never arrives as complete");
+        assert_eq!(stage.good.count(), 0, "{row}: the body never arrives as complete");
     }
     stage.assert_invariants("HP-09", &Transcript(Vec::new())).await;
     for code in ["upstream_protocol", "upstream_unreachable"] {
@@ -262,7 +263,7 @@ async fn max_forwards_is_decremented_and_stops_at_zero() {
 
 #[tokio::test]
 async fn pipelined_slow_and_http_1_0_requests_are_served_in_order() {
-    let stage = Stage::answering("", |request, _| match request.request_line().split(' ').nth(1) {
+    let stage = Stage::with_reply("", |request, _| match request.request_line().split(' ').nth(1) {
         Some("/afterwards") => Reply::ok(),
         Some(path) => Reply::text(200, "text/plain", &format!("response to {path}")),
         None => Reply::Close,
@@ -279,7 +280,7 @@ async fn pipelined_slow_and_http_1_0_requests_are_served_in_order() {
     stage.assert_invariants("HP-23 pipelining", &transcript).await;
 
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
-    conn.stream.set_nodelay(true).expect("an option");
+    conn.stream.set_nodelay(true).expect("the socket option is set");
     for byte in get("/slow", "").as_bytes() {
         conn.write(&[*byte]).await;
     }
@@ -335,7 +336,7 @@ async fn a_get_body_and_expect_100_continue_are_handled() {
 }
 
 #[tokio::test]
-async fn trailers_are_forwarded_without_fields_of_a_head() {
+async fn trailers_are_forwarded_without_head_fields() {
     let (stage, listener) = Stage::with_raw_good("").await;
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
@@ -345,7 +346,7 @@ async fn trailers_are_forwarded_without_fields_of_a_head() {
             assert!(count > 0, "HP-10: cut: {}", String::from_utf8_lossy(&all));
             all.extend_from_slice(&buffer[..count]);
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("write succeeds");
         String::from_utf8_lossy(&all).into_owned()
     };
     let bytes = "POST http://key.test/ HTTP/1.1\r\nHost: key.test\r\nTransfer-Encoding: chunked\r\nTrailer: Authorization, Host, \
@@ -369,7 +370,7 @@ async fn ten_mebibytes_of_chunks_arrive_intact() {
             assert!(count > 0, "HP-24: the upload was cut at {}", all.len());
             all.extend_from_slice(&buffer[..count]);
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("write succeeds");
         unchunk(&all)
     };
     let caller = async {

@@ -86,6 +86,6 @@ async fn the_open_file_limit_is_raised_or_a_warning_is_logged() {
             }
             false
         };
-        assert!(tokio::time::timeout(Duration::from_secs(15), found).await.expect("in time"), "{limits}");
+        assert!(tokio::time::timeout(Duration::from_secs(15), found).await.expect("no timeout"), "{limits}");
     }
 }

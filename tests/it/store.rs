@@ -20,14 +20,14 @@ use crate::rig::sidecar::Sidecar;
 const OLD_KEY: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const NEW_KEY: &str = "Hx4dHBsaGRgXFhUUExIREA8ODQwLCgkIBwYFBAMCAQA=";
 
-/// A scripted server that issues tokens for two connections: `crm`, and `erp` without a refresh token.
-struct Kept {
+/// A scripted server that issues tokens for two connections (`crm`, and `erp` without a refresh token), and an upstream.
+struct StoreFixture {
     server: Scripted,
     upstream: Scripted,
 }
 
-impl Kept {
-    async fn start() -> Kept {
+impl StoreFixture {
+    async fn start() -> StoreFixture {
         let server = Scripted::start(|request, number| {
             let erp = request.request_line().contains("/erp");
             let access = format!("canary-access-{}-{number}", if erp { "erp" } else { "crm" });
@@ -38,7 +38,7 @@ impl Kept {
             Reply::json(200, &response)
         })
         .await;
-        Kept { server, upstream: Scripted::upstream().await }
+        StoreFixture { server, upstream: Scripted::upstream().await }
     }
 
     fn config(&self, top: &str) -> String {

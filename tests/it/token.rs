@@ -9,6 +9,6 @@ mod injection_points;
 mod lifecycle;
 mod profiles;
 mod refresh;
-mod shapes;
+mod token_formats;
 mod content_codings;
 mod verdicts;

@@ -186,7 +186,7 @@ async fn failures_and_replays_are_traced() {
         (with_secret(sent("BREW", "http://api.test/brew")), 200),
         (with_secret(sent("GET", "http://api.test/500")), 500),
         (with_secret(sent("GET", "http://api.test/silence")), 504),
-        (sent("GET", "http://api.test/stranger"), 407),
+        (sent("GET", "http://api.test/anonymous"), 407),
     ] {
         assert_eq!(raw::send(stage.sidecar.proxy(), request.as_bytes()).await.status, status, "{request}");
     }
@@ -203,7 +203,7 @@ async fn failures_and_replays_are_traced() {
         ("/500", "SERVER", "GET", json!("500"), true, json!(500)),
         ("/silence", "CLIENT", "GET", json!("upstream_timeout"), true, json!(null)),
         ("/silence", "SERVER", "GET", json!("upstream_timeout"), true, json!(504)),
-        ("/stranger", "SERVER", "GET", json!("caller_unknown"), false, json!(407)),
+        ("/anonymous", "SERVER", "GET", json!("caller_unknown"), false, json!(407)),
     ] {
         let span = of(path, kind);
         let attributes = &span["attributes"];
@@ -260,27 +260,27 @@ async fn an_unavailable_collector_delays_no_request() {
     let mut stages = Vec::new();
     for (url, error) in &rows {
         let stage = stage(&format!("tracing: {{otlp: \"{url}\"}}\n")).await;
-        assert!(stage.sidecar.logged(LOST).await.contains(error), "{}", stage.sidecar.log());
+        assert!(stage.sidecar.wait_for_log(LOST).await.contains(error), "{}", stage.sidecar.log());
         stages.push(stage);
     }
     let mut hung = stage(&format!("tracing: {{otlp: \"{}\"}}\n", hanging.url())).await;
     // More spans than the queue can hold.
     for stage in stages.iter().chain([&hung]) {
-        let began = Instant::now();
+        let started = Instant::now();
         let mut conn = raw::Conn::open(stage.sidecar.proxy()).await;
         for _ in 0..1500 {
             conn.write(b"GET http://api.test/ HTTP/1.1\r\nHost: x\r\nProxy-Authorization: Bearer s3cret\r\n\r\n").await;
             assert_eq!(conn.read_response().await.status, 200);
         }
-        assert!(began.elapsed() < Duration::from_secs(8), "{:?} for 1500 requests", began.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(8), "{:?} for 1500 requests", started.elapsed());
         let lines = stage.sidecar.log().matches(LOST).count();
         assert!(lines <= 1, "{lines} times within a minute");
     }
     // The collector hangs during the shutdown too; the program does not.
-    let began = Instant::now();
+    let started = Instant::now();
     hung.sidecar.signal("TERM");
     assert!(hung.sidecar.exit().await.success());
-    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     let (_, heads) = redirecting.raw().await;
     assert!(heads.as_array().unwrap().iter().all(|head| head["line"] == "POST /v1/traces HTTP/1.1"), "{heads}");
 }
@@ -310,7 +310,7 @@ async fn a_reload_changes_the_collector() {
         stage.sidecar.signal("HUP");
         stage
             .sidecar
-            .until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count == applied)
+            .wait_for_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count == applied)
             .await;
     };
     reload(&format!("tracing: {{otlp: \"{}\", sample: 0}}\n", second.url()), 1.0).await;

@@ -30,7 +30,7 @@ async fn cleartext_http_inside_is_served_with_the_token() {
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     for (row, target, host) in [
         ("origin form", "/1", "good.test"),
-        ("port written out", "/2", "good.test:80"),
+        ("explicit port", "/2", "good.test:80"),
         ("capitals", "/3", "GOOD.test"),
         ("absolute form", "http://good.test/4", "good.test"),
         ("absolute form with port", "http://good.test:80/5", "good.test"),
@@ -107,7 +107,7 @@ async fn bytes_that_are_not_http_close_the_tunnel() {
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"\x16\x03\x01\x00\x05hello").await;
     assert!(conn.is_closed().await, "TLS");
-    stage.sidecar.logged("only http routes of this host and port").await;
+    stage.sidecar.wait_for_log("only http routes of this host and port").await;
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.write(b"SSH-2.0-OpenSSH_9.6\r\n\r\n").await;
     let mut rest = Vec::new();
@@ -116,7 +116,7 @@ async fn bytes_that_are_not_http_close_the_tunnel() {
     assert_eq!(stage.good.count(), 0, "CI-12");
     let mut conn = stage.open_tunnel("good.test:80", "").await;
     conn.stream.shutdown().await.expect("a half-close");
-    assert!(conn.is_closed().await, "nothing inside");
+    assert!(conn.is_closed().await, "an empty tunnel");
     stage.assert_invariants("CI-12", &Transcript(rest)).await;
 }
 
@@ -189,13 +189,13 @@ async fn a_refused_connect_closes_its_connection_and_discards_early_data() {
         ("no credential", "good.test:80", "", 407),
         ("a wrong credential", "good.test:80", "Proxy-Authorization: Bearer x\r\n", 407),
         ("gRPC", "good.test:80", "Content-Type: application/grpc\r\n", 407),
-        ("gRPC to a closed address", "127.0.0.1:443", &format!("{known}Content-Type: application/grpc+proto\r\n"), 403),
+        ("gRPC to a denied address", "127.0.0.1:443", &format!("{known}Content-Type: application/grpc+proto\r\n"), 403),
         ("a body", "good.test:80", &format!("{known}Content-Length: {}\r\n", early.len()), 400),
         ("an empty body", "good.test:80", &format!("{known}Content-Length: 0\r\n"), 400),
         ("a chunked body", "good.test:80", &format!("{known}Transfer-Encoding: chunked\r\n"), 400),
         ("no port", "good.test", &known, 400),
-        ("a closed address", "127.0.0.1:443", &known, 403),
-        ("another port than connect_ports", "evil.test:22", &known, 403),
+        ("a denied address", "127.0.0.1:443", &known, 403),
+        ("a port not in connect_ports", "evil.test:22", &known, 403),
         ("a head that is too large", "good.test:80", &long, 431),
     ] {
         let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: good.test\r\n{lines}\r\n");
@@ -217,7 +217,7 @@ async fn a_refused_connect_closes_its_connection_and_discards_early_data() {
         assert_eq!(stage.good.count(), 0, "{row}: early data reached good");
     }
     let many = format!("CONNECT good.test:80 HTTP/1.1\r\nHost: x\r\n\r\n{}", early.repeat(500));
-    assert_eq!(stage.exchange(many).await.statuses(), [407], "much early data, and the response still arrives");
+    assert_eq!(stage.exchange(many).await.statuses(), [407], "the response arrives despite much early data");
     let mut conn = stage.open_tunnel("good.test:80", &known).await;
     conn.write(
         format!("CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n\r\n{}", get("/early", "good.test")).as_bytes(),
@@ -232,7 +232,7 @@ async fn a_refused_connect_over_http2_ends_only_its_stream() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}]\n").await;
     let connect = |lines: serde_json::Value| {
         let mut headers = json!({ ":authority": "good.test:80" });
-        headers.as_object_mut().expect("an object").extend(lines.as_object().expect("an object").clone());
+        headers.as_object_mut().expect("a JSON object").extend(lines.as_object().expect("a JSON object").clone());
         let body_bytes = if headers.get("content-length").is_some() { 0 } else { 1000 };
         json!({ "method": "CONNECT", "headers": headers, "body_bytes": body_bytes })
     };
@@ -264,7 +264,7 @@ async fn callers_that_authenticate_after_407_get_their_tunnel() {
     let store = sidecar.dir.path().join("trust.p12").display().to_string();
     let mut keytool = Command::new("keytool");
     keytool.args(["-importcert", "-noprompt", "-alias", "ca", "-storetype", "PKCS12", "-storepass", "changeit"]);
-    let made = keytool.args(["-file", &ca, "-keystore", &store]).output().await.expect("keytool runs");
+    let made = keytool.args(["-file", &ca, "-keystore", &store]).output().await.expect("keytool is installed");
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
     let java = |more: &[&str]| {
         let mut java = Command::new("java");
@@ -295,14 +295,14 @@ async fn callers_that_authenticate_after_407_get_their_tunnel() {
         ("Java's HttpClient", java(&[])),
         ("Java's URLConnection", java(&["URLConnection"])),
     ] {
-        let output = client.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("a client runs");
+        let output = client.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("the command starts");
         let status = String::from_utf8_lossy(&output.stdout).trim().to_owned();
         assert_eq!(status, "200", "{row}: {}\n{}", String::from_utf8_lossy(&output.stderr), sidecar.log());
     }
 }
 
 #[tokio::test]
-async fn the_credential_of_connect_holds_for_its_tunnel() {
+async fn the_credential_of_connect_applies_to_the_whole_tunnel() {
     let stage = Stage::start("callers: [{name: billing, secret: s3cret}, {name: home, cidr: [10.0.0.0/8]}]\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let connect = "CONNECT good.test:80 HTTP/1.1\r\nHost: good.test:80\r\n";

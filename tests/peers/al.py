@@ -12,7 +12,7 @@ fails for one that is neither issued by the test CA nor mtls-self-signed) and is
 Without `tls` it serves plain http and has no `mtls` port. Unlike op.mjs, it %-decodes Basic credentials but keeps `+`.
 Control, also on a plain-http port: GET /__stats; POST /__control {lifetime, announce_lifetime, delay_ms, status, retry_after,
 times, revoke_all, interval, slow_downs, device_lifetime}: see `apply`; POST /__device and /__end_grants: see al_people.py.
-The peer ends when its stdin closes.
+The peer exits when its stdin closes.
 """
 
 import base64

@@ -256,7 +256,7 @@ def device_question(account, code):
 
 
 # --- statistics by client, as in op_people.mjs --------------------------------------------------------------------------
-STATS.update({"asked": {}, "authorizations": {}, "device_authorizations": {}, "polls": {}, "forms": {},
+STATS.update({"requests_by_grant": {}, "authorizations": {}, "device_authorizations": {}, "polls": {}, "forms": {},
               "second_uses": {}, "slowed_down": 0})
 FAULT.update({"interval": 1, "device_lifetime": 600, "slow_downs": 0})
 
@@ -264,7 +264,7 @@ FAULT.update({"interval": 1, "device_lifetime": 600, "slow_downs": 0})
 def count_token(client_id, fields):
     """Under LOCK."""
     grant_type = fields.get("grant_type", "(none)")
-    count(STATS["asked"], client_id, grant_type)
+    count(STATS["requests_by_grant"], client_id, grant_type)
     if client_id.startswith("p-"):
         STATS["forms"].setdefault(client_id, []).append(fields.to_dict())
     if grant_type == DEVICE_CODE:

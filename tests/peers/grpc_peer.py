@@ -32,7 +32,7 @@ def down(request, context):
 
 def fail(request, context):
     context.set_trailing_metadata((("x-left", "7"),))
-    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "zwölf sind genug")
+    context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the café is full")
 
 
 handlers = {

@@ -21,7 +21,7 @@ import wsproto
 from wsproto.events import CloseConnection, TextMessage
 
 options = json.loads(sys.argv[1])
-told = {}
+observed = {}
 
 
 class Session:
@@ -50,10 +50,10 @@ class Session:
             except ConnectionError:
                 data = b""
             except TimeoutError:
-                told["silent"] = True
+                observed["silent"] = True
                 return
             if not data:
-                told["closed"] = True
+                observed["closed"] = True
                 return
             try:
                 self.waiting.extend(self.h2.receive_data(data))
@@ -77,16 +77,16 @@ class Session:
 
 def note(event):
     if isinstance(event, h2.events.ResponseReceived):
-        told["status"] = int(dict(event.headers)[b":status"])
+        observed["status"] = int(dict(event.headers)[b":status"])
     elif isinstance(event, h2.events.StreamReset):
-        told["reset"] = int(event.error_code)
-        told["resets"] = told.get("resets", 0) + 1
+        observed["reset"] = int(event.error_code)
+        observed["resets"] = observed.get("resets", 0) + 1
     elif isinstance(event, h2.events.ConnectionTerminated):
-        told["goaway"] = int(event.error_code)
+        observed["goaway"] = int(event.error_code)
     elif isinstance(event, h2.events.RemoteSettingsChanged):
-        told["settings"] = {int(key): change.new_value for key, change in event.changed_settings.items()}
+        observed["settings"] = {int(key): change.new_value for key, change in event.changed_settings.items()}
     elif isinstance(event, h2.events.DataReceived):
-        told["body_bytes"] = told.get("body_bytes", 0) + len(event.data)
+        observed["body_bytes"] = observed.get("body_bytes", 0) + len(event.data)
 
 
 def request(headers=(), path=None, method="GET", authority=None):
@@ -133,13 +133,13 @@ def wrong(headers):
 def read_frames(session):
     buffer = b""
     decoder = hpack.Decoder()
-    while "status" not in told and "reset" not in told and "goaway" not in told:
+    while "status" not in observed and "reset" not in observed and "goaway" not in observed:
         try:
             data = session.socket.recv(65536)
         except (ConnectionError, TimeoutError):
             data = b""
         if not data:
-            told["closed"] = True
+            observed["closed"] = True
             return
         buffer += data
         while len(buffer) >= 9:
@@ -149,11 +149,11 @@ def read_frames(session):
             frame.parse_body(memoryview(buffer[9 : 9 + length]))
             buffer = buffer[9 + length :]
             if isinstance(frame, frames.HeadersFrame):
-                told["status"] = int(dict(decoder.decode(frame.data))[":status"])
+                observed["status"] = int(dict(decoder.decode(frame.data))[":status"])
             elif isinstance(frame, frames.RstStreamFrame):
-                told["reset"] = frame.error_code
+                observed["reset"] = frame.error_code
             elif isinstance(frame, frames.GoAwayFrame):
-                told["goaway"] = frame.error_code
+                observed["goaway"] = frame.error_code
 
 
 def content_length_mismatch():
@@ -172,7 +172,7 @@ def flood(session, parts):
             session.socket.sendall(part)
         session.socket.sendall(frames.PingFrame(0, b"12345678").serialize())
     except OSError:
-        told["cut"] = True
+        observed["cut"] = True
     session.until(h2.events.ConnectionTerminated, h2.events.PingAckReceived)
 
 
@@ -255,7 +255,7 @@ def zero_window():
     for number in range(100):
         session.get(2 * number + 1)
     session.flush()
-    while told.get("resets", 0) < 100 and "closed" not in told and "silent" not in told:
+    while observed.get("resets", 0) < 100 and "closed" not in observed and "silent" not in observed:
         session.until(h2.events.StreamReset)
     session.get(201, path=options["small"])
     # Opens the window of this stream.
@@ -272,21 +272,21 @@ def websocket():
     """WebSocket over HTTP/2 (RFC 8441): sends a text and reads its echo."""
     session = Session()
     opening(session)
-    told["offered"] = told["settings"].get(8)
+    observed["offered"] = observed["settings"].get(8)
     head = request([("sec-websocket-version", "13")], method="CONNECT") + [(":protocol", "websocket")]
     session.h2.send_headers(1, sorted(head, key=lambda field: not field[0].startswith(":")))
     session.flush()
-    if session.until(h2.events.ResponseReceived, *END) is None or told.get("status") != 200:
+    if session.until(h2.events.ResponseReceived, *END) is None or observed.get("status") != 200:
         return
     talk = wsproto.connection.Connection(wsproto.ConnectionType.CLIENT)
     messages = []
-    session.h2.send_data(1, talk.send(TextMessage("zwölf")))
+    session.h2.send_data(1, talk.send(TextMessage("café")))
     session.flush()
     for event in session.events():
         note(event)
         if isinstance(event, h2.events.DataReceived):
             session.h2.acknowledge_received_data(event.flow_controlled_length, 1)
-            if "code" in told:
+            if "code" in observed:
                 continue
             talk.receive_data(event.data)
             for message in talk.events():
@@ -295,12 +295,12 @@ def websocket():
                     if len(messages) == 2:
                         session.h2.send_data(1, talk.send(TextMessage("close")))
                 elif isinstance(message, CloseConnection):
-                    told["code"] = message.code
+                    observed["code"] = message.code
                     session.h2.send_data(1, talk.send(message.response()), end_stream=True)
             session.flush()
         if isinstance(event, END):
             break
-    told["said"] = messages
+    observed["messages"] = messages
 
 
 probe = options["probe"]
@@ -308,4 +308,4 @@ if probe in WRONG:
     wrong(WRONG[probe])
 else:
     globals()[probe]()
-print(json.dumps(told))
+print(json.dumps(observed))

@@ -120,10 +120,10 @@ export function registerPeople(provider) {
 }
 
 // --- statistics by client ----------------------------------------------------------------------------------------------
-// `asked`: number of token requests by grant type, refused ones included. `authorizations` and `pushed`: parameters of each
+// `requests_by_grant`: number of token requests by grant type, refused ones included. `authorizations` and `pushed`: parameters of each
 // authorization request and of each pushed one. `device_authorizations`: their number. `polls`: time of each, in ms. `forms`:
 // fields of each token request. `second_uses`: of an authorization code or a refresh token, by grant type.
-export const peopleStats = () => ({ asked: {}, authorizations: {}, pushed: {}, device_authorizations: {}, polls: {}, forms: {}, second_uses: {} });
+export const peopleStats = () => ({ requests_by_grant: {}, authorizations: {}, pushed: {}, device_authorizations: {}, polls: {}, forms: {}, second_uses: {} });
 
 // stats.grants: client → grant type → tokens issued; stats.revoked: client → access_token or refresh_token → revoked.
 export function count(counts, client, kind) {
@@ -139,7 +139,7 @@ const keep = (lists, client, value) => {
 export function countToken(stats, client, body) {
   const fields = Object.fromEntries(new URLSearchParams(body.toString()));
   const grantType = fields.grant_type ?? '(none)';
-  count(stats.asked, client, grantType);
+  count(stats.requests_by_grant, client, grantType);
   if (client.startsWith('p-')) keep(stats.forms, client, fields);
   if (grantType === DEVICE_CODE) keep(stats.polls, client, Date.now());
 }

@@ -26,7 +26,7 @@ async def main(options):
         await socket.send(json.dumps(handshake))
         async for message in socket:
             if message == "close":
-                await socket.close(4001, "as asked")
+                await socket.close(4001, "as requested")
                 return
             await socket.send(message)
 

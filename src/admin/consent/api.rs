@@ -34,7 +34,7 @@ pub async fn authorize(
     let key = selector.slot(bound)?.key.clone();
     let conflict = |code, detail: &str| Problem::new(StatusCode::CONFLICT, code, detail);
     let definition = Definition::of(bound, &key)
-        .ok_or_else(|| conflict("connection_inactive", "the connection has `active: false`"))?;
+        .ok_or_else(|| conflict("connection_inactive", "the connection is inactive; remove its `active: false`"))?;
     let consent_flow = definition.connection.grant.consent_flow();
     let consent_flow =
         consent_flow.ok_or_else(|| conflict("no_person_needed", "the connection's grant needs no person"))?;
@@ -45,7 +45,7 @@ pub async fn authorize(
     };
     record::change(&admin, (Some(&user.name), user.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
     tracing::info!(user = %user.name, connection = %key.connection, profile = %key.profile,
-        subject = key.subject.as_ref().map(Subject::as_str), "authorization begun");
+        subject = key.subject.as_ref().map(Subject::as_str), "authorization started");
     Ok((StatusCode::CREATED, Json(response)))
 }
 

@@ -1,4 +1,4 @@
-//! A connection's definition in force, with what connecting an account needs.
+//! A connection's current definition, with what connecting an account needs.
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ pub struct Definition {
 
 impl Definition {
     pub fn of(bound: &BoundConnection, key: &TokenKey) -> Option<Definition> {
-        let own = bound.definition(key.profile.as_str())?;
-        let (endpoint, slots) = own.endpoint.clone().zip(own.slots.clone())?;
-        Some(Definition { connection: own.connection.clone(), endpoint, slots })
+        let definition = bound.definition(key.profile.as_str())?;
+        let (endpoint, slots) = definition.endpoint.clone().zip(definition.slots.clone())?;
+        Some(Definition { connection: definition.connection.clone(), endpoint, slots })
     }
 
     pub fn slot(&self, key: &TokenKey) -> Option<Arc<TokenSlot>> {
@@ -28,7 +28,7 @@ impl Definition {
         self.slots.slot(key.subject.as_ref()).filter(|slot| slot.key == *key)
     }
 
-    /// The host on which a person logs in, as far as the configuration shows it.
+    /// The host on which a person logs in, if the configuration reveals it.
     pub fn login_host(&self) -> &str {
         let endpoints = &self.connection.endpoints;
         endpoints.authorization.as_ref().unwrap_or(&endpoints.server).host_str().unwrap_or_default()

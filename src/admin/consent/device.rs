@@ -1,8 +1,8 @@
 //! The device authorization flow (RFC 8628): a person types a code on another device, and we poll the token endpoint.
 //!
-//! Invariants: the device code is in the store, so that polling continues after a restart or on another replica. A replica
-//! claims each poll in the store until the poll must have ended, so there is one at a time; the poll interval starts at the
-//! end of a poll, and `slow_down` lengthens it permanently.
+//! Invariants: the device code is in the store, so that polling continues after a restart or on another replica. A
+//! replica claims each poll in the store until the poll must have ended, so there is one at a time; the poll interval
+//! starts at the end of a poll, and `slow_down` lengthens it permanently.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
@@ -37,11 +37,11 @@ const POLL_INTERVAL_MAX: Duration = Duration::from_secs(60);
 const STORE_POLL_INTERVAL: Duration = Duration::from_secs(15);
 /// Minimum pause between two rounds of polls.
 const ROUND_PAUSE_MIN: Duration = Duration::from_millis(50);
-/// Maximum of concurrent polls over all flows.
+/// Maximum number of concurrent polls, all flows together.
 const POLLS_MAX: usize = 64;
 /// Grace period of a poll beyond the timeout of its request.
 const POLL_GRACE: Duration = Duration::from_secs(2);
-/// The time of the next poll if there is none.
+/// Time of the next poll when none is scheduled.
 const NEVER: u64 = u64::MAX;
 /// Recheck interval of an ended flow: another replica may have begun a new one and then stopped.
 const ENDED_RECHECK_INTERVAL: Duration = Duration::from_secs(60);
@@ -225,7 +225,7 @@ async fn claim_poll(admin: &Admin, key: &FlowKey) -> Claim {
     if flow.status_at(wall) != Status::Pending {
         return Claim::Ended;
     }
-    let timeout = definition(admin, &flow).map(|own| own.connection.authorization_server.timeout);
+    let timeout = definition(admin, &flow).map(|definition| definition.connection.authorization_server.timeout);
     let Kind::Device(device) = &mut flow.kind else { return Claim::Ended };
     if device.next_poll_ms > wall.as_millis() {
         return Claim::Later(device.next_poll_ms);
@@ -242,7 +242,7 @@ async fn claim_poll(admin: &Admin, key: &FlowKey) -> Claim {
 fn definition(admin: &Admin, flow: &Flow) -> Option<Definition> {
     let (key, snapshot) = (flow.key()?, admin.snapshot.load_full());
     let bound = bound(&snapshot, key.connection.as_str()).ok()?;
-    Definition::of(bound, &key).filter(|own| flow.is_for(&own.connection))
+    Definition::of(bound, &key).filter(|definition| flow.is_for(&definition.connection))
 }
 
 /// Polls once and saves the outcome. Returns the time of the next poll.

@@ -22,7 +22,7 @@ const EXCHANGE_GRACE: Duration = Duration::from_secs(30);
 /// Timeout for another command of the same token to end.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const BUSY_RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// Attempts with a new slot: an unused subject's slot may be evicted at any time, even now.
+/// Attempts with a new slot: an unused subject's slot may be evicted at any time.
 const SLOT_ATTEMPTS_MAX: usize = 5;
 /// Deadline for saving the outcome, retries included.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(15);
@@ -40,7 +40,7 @@ fn exchange_timeout(connection: &Connection) -> Duration {
     connection.authorization_server.timeout * 2 + EXCHANGE_GRACE
 }
 
-/// Claims the exchange for this request alone.
+/// Claims the exchange exclusively for this request.
 pub async fn claim(admin: &Admin, id: &FlowId, connection: &Connection) -> Result<(), ClaimError> {
     let until = admin.clock.now().wall + exchange_timeout(connection) + SAVE_TIMEOUT;
     advance(admin, id, &Status::Exchanging { until: until.as_secs() }).await

@@ -1,8 +1,7 @@
 //! A flow: one authorization by a person, sealed in the store so that any replica can finish it.
 //!
-//! Invariants: the store has only digests of what opens a flow (state, cookie, link); a token has at most one flow that is
-//! pending or being exchanged, and remembers a few ended ones; an ended flow never changes; a pending flow expires after
-//! ten minutes.
+//! Invariants: the store has only digests of what opens a flow (state, cookie, link); a token has at most one flow that
+//! is pending or being exchanged, and a few ended ones; an ended flow never changes; a pending one lasts ten minutes.
 //! Not here: its ID (`id`), reading and writing it (`notes`).
 
 mod id;
@@ -28,7 +27,7 @@ pub use notes::{begin, change, devices, latest, load, put, summary};
 
 /// Lifetime of a pending flow.
 pub const FLOW_LIFETIME: Duration = Duration::from_secs(10 * 60);
-/// How long the outcome of an ended flow stays available.
+/// Retention of the outcome of an ended flow.
 const OUTCOME_RETENTION: Duration = Duration::from_secs(3600);
 /// Ended flows that are remembered for a token; the oldest is dropped.
 const EARLIER_MAX: usize = 8;
@@ -121,7 +120,7 @@ pub struct Device {
     pub next_poll_ms: u64,
 }
 
-/// What is remembered of a flow once the next one of its token has begun.
+/// The part of a flow that is kept once the next one of its token has begun.
 #[derive(Clone, Serialize, Deserialize)]
 struct Ended {
     id: FlowId,
@@ -188,14 +187,14 @@ impl Flow {
         self.browser = Some(browser);
     }
 
-    /// True if another browser than this one has confirmed it.
+    /// True if a different browser has confirmed it.
     pub fn is_bound_elsewhere(&self, browser: Option<&str>) -> bool {
-        self.browser.as_deref().is_some_and(|own| !browser.is_some_and(|browser| constant_time_eq(own, browser)))
+        self.browser.as_deref().is_some_and(|digest| !browser.is_some_and(|browser| constant_time_eq(digest, browser)))
     }
 
     /// True if this browser has confirmed it.
     pub fn is_bound_to(&self, browser: Option<&str>) -> bool {
-        self.browser.as_deref().zip(browser).is_some_and(|(own, browser)| constant_time_eq(own, browser))
+        self.browser.as_deref().zip(browser).is_some_and(|(digest, browser)| constant_time_eq(digest, browser))
     }
 
     /// The key of its token.
@@ -212,7 +211,7 @@ impl Flow {
         self.by.as_deref().and_then(Name::parse)
     }
 
-    /// True if its token would belong to the present definition of the connection.
+    /// True if its token would belong to the current definition of the connection.
     pub fn is_for(&self, connection: &Connection) -> bool {
         connection.identity() == Identity::new(self.identity)
     }
@@ -236,8 +235,9 @@ impl Flow {
     /// True if the link with this digest has connected an account.
     pub fn was_connected_by(&self, link: &str) -> bool {
         let mut earlier = self.earlier.iter().map(|ended| (&ended.link, &ended.status));
-        let connected =
-            |(own, status): (&Option<String>, &Status)| own.as_deref() == Some(link) && *status == Status::Connected;
+        let connected = |(digest, status): (&Option<String>, &Status)| {
+            digest.as_deref() == Some(link) && *status == Status::Connected
+        };
         connected((&self.link, &self.status)) || earlier.any(connected)
     }
 

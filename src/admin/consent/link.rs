@@ -1,7 +1,7 @@
 //! Resolves a link to `/connect/{name}`: its token, the user who requested it, and whether the link is still valid.
 //!
-//! Invariants: resolving a link changes nothing. A subject's link is sealed to the subject, a one-time link of the API has
-//! a secret; without either, an operator has to sign in.
+//! Invariants: resolving a link changes nothing. A subject's link is sealed to the subject, a one-time link of the API
+//! has a secret; without either, an operator has to sign in.
 
 use axum::http::StatusCode;
 
@@ -57,11 +57,11 @@ pub async fn open(admin: &Admin, name: &str, visit: &Visit) -> Result<OpenedLink
             .text("No connection has the name in this address.")
             .note("It may have been renamed or removed; ask an administrator."));
     };
-    let own = bound.connection.name.clone();
+    let connection = bound.connection.name.clone();
     let (key, link, by) = match (visit.query("flow")?, visit.query("for")?) {
-        (Some(secret), _) => by_secret(admin, &own, &secret).await?,
-        (None, Some(sealed)) => by_seal(admin, &snapshot, &own, &sealed)?,
-        (None, None) => by_operator(admin, &own, visit)?,
+        (Some(secret), _) => by_secret(admin, &connection, &secret).await?,
+        (None, Some(sealed)) => by_seal(admin, &snapshot, &connection, &sealed)?,
+        (None, None) => by_operator(admin, &connection, visit)?,
     };
     let definition = Definition::of(bound, &key).ok_or_else(unconnectable)?;
     if definition.slot(&key).is_none() {
@@ -109,7 +109,7 @@ fn whose_account() -> Page {
 
 type Resolved = (TokenKey, Link, Option<Name>);
 
-async fn by_secret(admin: &Admin, own: &Name, text: &str) -> Result<Resolved, Page> {
+async fn by_secret(admin: &Admin, connection: &Name, text: &str) -> Result<Resolved, Page> {
     let unknown = || {
         Page::refused("This link is unknown")
             .text("It is incomplete, or too old.")
@@ -120,15 +120,15 @@ async fn by_secret(admin: &Admin, own: &Name, text: &str) -> Result<Resolved, Pa
     let id = FlowId::parse(id).ok_or_else(unknown)?;
     let digest = flow::digest(text);
     let found = flow::summary(store, &id, Some(&digest), wall).await.map_err(|error| store_failed(&error))?;
-    let summary = found.filter(|summary| summary.key.connection == *own).ok_or_else(unknown)?;
+    let summary = found.filter(|summary| summary.key.connection == *connection).ok_or_else(unknown)?;
     if let Some(page) = ended(&summary.status) {
         return Err(page);
     }
     Ok((summary.key, Link::OneTime(id, digest), summary.by))
 }
 
-fn by_seal(admin: &Admin, snapshot: &Snapshot, own: &Name, sealed: &str) -> Result<Resolved, Page> {
-    let key = snapshot.links.open(sealed, admin.clock.now().wall).filter(|key| key.connection == *own);
+fn by_seal(admin: &Admin, snapshot: &Snapshot, connection: &Name, sealed: &str) -> Result<Resolved, Page> {
+    let key = snapshot.links.open(sealed, admin.clock.now().wall).filter(|key| key.connection == *connection);
     let key = key.ok_or_else(|| {
         Page::refused("This link has expired")
             .text("A link is valid for ten minutes, and only if it is complete and unchanged.")
@@ -137,10 +137,10 @@ fn by_seal(admin: &Admin, snapshot: &Snapshot, own: &Name, sealed: &str) -> Resu
     Ok((key, Link::Sealed(flow::digest(sealed)), None))
 }
 
-fn by_operator(admin: &Admin, own: &Name, visit: &Visit) -> Result<Resolved, Page> {
+fn by_operator(admin: &Admin, connection: &Name, visit: &Visit) -> Result<Resolved, Page> {
     let user = signed_in(admin, visit)?;
     let profile = visit.query("profile")?.map(|text| Name::parse(&text).ok_or_else(unconnectable)).transpose()?;
     let subject = visit.query("subject")?.map(|text| Subject::parse(&text).ok_or_else(whose_account)).transpose()?;
-    let key = TokenKey { connection: own.clone(), profile: profile.unwrap_or_else(default_profile), subject };
+    let key = TokenKey { connection: connection.clone(), profile: profile.unwrap_or_else(default_profile), subject };
     Ok((key, Link::Operator, Some(user.name)))
 }

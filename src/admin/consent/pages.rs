@@ -1,7 +1,8 @@
 //! The HTML of the pages: what happened, and what to do next.
 //!
-//! Invariants: every text that is not a literal of ours is escaped; a page loads no resource, runs no script, is not cached
-//! and sends no Referer to other sites. Our own site gets the Referer: without it Chromium sends `Origin: null` with a form.
+//! Invariants: every text that is not a literal of ours is escaped; a page loads no resource, runs no script, is not
+//! cached and sends no Referer to other sites. Our own site gets the Referer: without it Chromium sends `Origin: null`
+//! with a form.
 
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -25,7 +26,7 @@ pub struct Page {
     status: StatusCode,
     title: String,
     body: String,
-    /// The URL that the browser loads by itself, and the delay in seconds.
+    /// The URL that the browser loads automatically, and the delay in seconds.
     next: Option<(u32, String)>,
 }
 

@@ -49,7 +49,7 @@ pub fn server_failed(failure: &Failure) -> Page {
 fn reason(failure: &Failure) -> String {
     match failure {
         Failure::Permanent(refusal) => format!("It refused: {refusal}"),
-        Failure::Retryable { reason, .. } => format!("It gave no usable response: {reason}"),
+        Failure::Retryable { reason, .. } => format!("It sent no usable response: {reason}"),
         Failure::Script { message, .. } => format!("The connection's script failed: {message}"),
     }
 }
@@ -61,7 +61,7 @@ pub fn changed() -> Page {
         .note("Start again with a new link.")
 }
 
-/// The system gave no random bytes, or a cookie could not be built.
+/// The system returned no random bytes, or a cookie could not be built.
 pub fn internal_error() -> Page {
     Page::new(StatusCode::INTERNAL_SERVER_ERROR, "Internal error").text("Something went wrong. Try again.")
 }

@@ -11,7 +11,7 @@ use crate::model::token::default_profile;
 use crate::store::{OpenError, Store, StoreError, StoreOpener};
 use crate::token::slot::{NEEDS_CONSENT_AGAIN, needs_consent_again};
 
-/// Most subjects checked per connection. A changed definition matches none of them, so a sample suffices.
+/// Maximum number of subjects checked per connection. A changed definition matches none of them, so a sample suffices.
 const SUBJECTS_MAX: usize = 1000;
 
 pub fn notes(model: &Model, opener: &StoreOpener) -> Vec<String> {
@@ -47,15 +47,15 @@ fn outdated(model: &Model, opener: &StoreOpener) -> Result<Vec<String>, String> 
     Ok(found)
 }
 
-async fn note(own: &Connection, store: &dyn Store) -> Result<Option<String>, StoreError> {
-    let key = own.token_key(None);
-    let who = if own.profile == default_profile() { key.connection.to_string() } else { key.to_string() };
-    if own.tokens == Tokens::Shared {
-        let outdated = store.load(&key).await?.is_some_and(|token| !token.matches(own));
+async fn note(connection: &Connection, store: &dyn Store) -> Result<Option<String>, StoreError> {
+    let key = connection.token_key(None);
+    let who = if connection.profile == default_profile() { key.connection.to_string() } else { key.to_string() };
+    if connection.tokens == Tokens::Shared {
+        let outdated = store.load(&key).await?.is_some_and(|token| !token.matches(connection));
         return Ok(outdated.then(|| format!("{who} {}", needs_consent_again(&key))));
     }
-    let page = store.list(&own.name, Some(&key), SUBJECTS_MAX).await?;
-    let of_profile = page.iter().take_while(|(other, _)| other.profile == own.profile);
+    let page = store.list(&connection.name, Some(&key), SUBJECTS_MAX).await?;
+    let of_profile = page.iter().take_while(|(other, _)| other.profile == connection.profile);
     let mut tokens = of_profile.filter_map(|(_, record)| record.as_ref().ok());
-    Ok(tokens.any(|token| !token.matches(own)).then(|| format!("each subject of {who} {NEEDS_CONSENT_AGAIN}")))
+    Ok(tokens.any(|token| !token.matches(connection)).then(|| format!("each subject of {who} {NEEDS_CONSENT_AGAIN}")))
 }

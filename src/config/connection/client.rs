@@ -4,7 +4,7 @@ use super::file::{AuthorizationServerFile, ClientAssertionFile, ConnectionFile, 
 use super::keywords::{MacAlgorithm, SendCredentials, SigningAlgorithm};
 use crate::config::forward_proxy::forward_proxy;
 use crate::config::reading::{Field, Keys, NodeRef, Section, Sink, pem, secret, shape, value};
-use crate::jwt::SigningKey;
+use crate::jwt::{self, SigningKey};
 use crate::model::connection::*;
 use crate::model::secret::Secret;
 
@@ -124,7 +124,7 @@ pub struct KeyParts<'a> {
     pub thumbprint: Option<NodeRef<'a>>,
 }
 
-/// Reads a private key that fits its algorithm, and the thumbprint of its certificate, if any.
+/// Reads a private key that fits its algorithm, and the thumbprint of its certificate, if any; they must match.
 pub fn assertion_key<T: Keys>(
     section: &Section<'_, T>,
     key: Field<shape::Secret>,
@@ -135,20 +135,24 @@ pub fn assertion_key<T: Keys>(
     let key_id = parts.key_id.map(|node| node.line(sink));
     let at = section.require(key, "key", "write `key: {file: PATH}` with a private key in PEM", sink);
     let pem = at.as_ref().and_then(|node| pem::key(node, sink));
-    let thumbprint = thumbprint(parts.certificate, parts.thumbprint, sink);
-    let (SigningAlgorithm(algorithm), at, pem) = (algorithm?, at?, pem?);
-    let key = SigningKey::from_pem(&pem, algorithm);
-    if let Err(error) = &key {
-        let hint = format!("use an unencrypted private key for {}, in PEM", algorithm.as_str());
-        at.problem(sink, format!("the key {error}"), hint);
-    }
-    key.ok()?;
+    let key = algorithm.zip(at).zip(pem.as_ref()).and_then(|((SigningAlgorithm(algorithm), at), pem)| {
+        let key = SigningKey::from_pem(pem, algorithm);
+        if let Err(error) = &key {
+            let hint = format!("use an unencrypted private key for {}, in PEM", algorithm.as_str());
+            at.problem(sink, format!("the key {error}"), hint);
+        }
+        key.ok()
+    });
+    let thumbprint = thumbprint(parts.certificate, parts.thumbprint, key.as_ref(), sink);
+    let (SigningAlgorithm(algorithm), pem, _) = (algorithm?, pem?, key?);
     Some(AssertionKey { pem, algorithm, key_id: key_id.flatten(), thumbprint: thumbprint? })
 }
 
+/// Reads the thumbprint of the certificate. `key`: the key that it must belong to; `None` if that is invalid.
 fn thumbprint(
     certificate: Option<NodeRef<'_>>,
     kind: Option<NodeRef<'_>>,
+    key: Option<&SigningKey>,
     sink: &mut Sink,
 ) -> Option<Option<(Thumbprint, String)>> {
     let Some(certificate) = certificate else {
@@ -160,9 +164,15 @@ fn thumbprint(
     let kind = kind.map_or(Some(Thumbprint::Sha256), |node| node.choice(sink));
     let path = certificate.file(sink)?;
     let pem = pem::file(&certificate, &path, sink)?;
-    match kind?.of(&pem) {
-        Ok(thumbprint) => Some(Some(thumbprint)),
-        Err(error) => {
+    let belongs_to_key = key.map_or(Ok(true), |key| jwt::certificate_matches(key, &pem));
+    match (kind?.of(&pem), belongs_to_key) {
+        (Ok(thumbprint), Ok(true)) => Some(Some(thumbprint)),
+        (Ok(_), Ok(false)) => {
+            let hint = "use a PEM file that starts with the certificate of `key`";
+            certificate.problem(sink, "the certificate does not belong to the key", hint);
+            None
+        }
+        (Err(error), _) | (_, Err(error)) => {
             certificate.problem(sink, format!("{} {error}", path.display()), "use a PEM file of the certificate");
             None
         }

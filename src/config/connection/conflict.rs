@@ -107,7 +107,7 @@ fn naming_overlaps(same_connection: bool, one: &Route, other: &Route) -> bool {
     }
 }
 
-/// Reports an endpoint's URL with another port than its entry in `hosts`.
+/// Reports an endpoint whose URL and `hosts` entry have different ports.
 fn ports(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
     for (authority, node) in drafts.iter().flat_map(|draft| &draft.endpoints) {
         let entry = hosts.iter().find(|entry| entry.host == authority.host);

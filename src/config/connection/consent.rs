@@ -11,7 +11,7 @@ use crate::model::connection::{Authorization, ConsentFlow, Grant, Pkce};
 
 /// OAuth 2.0 Multiple Response Type Encoding Practices §2.1.
 const RESPONSE_MODE: &str = "response_mode";
-/// Standard modes whose response is not in the query of a GET. Only these are quoted; other values might be anything.
+/// Standard modes whose response is not in the query of a GET. Only these are quoted; any other value may be a secret.
 const OTHER_RESPONSE_MODES: [&str; 7] =
     ["form_post", "fragment", "web_message", "jwt", "query.jwt", "fragment.jwt", "form_post.jwt"];
 
@@ -43,7 +43,7 @@ fn pkce(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Pkce> {
     let required = section.get(section.keys.required).map(|at| (at.boolean(sink), at));
     let Some(at) = section.get(section.keys.method) else {
         if let Some((Some(false), at)) = required {
-            at.warning(sink, "PKCE is used anyway", "write `method: none` to turn it off");
+            at.warning(sink, "does not turn PKCE off", "write `method: none` as well");
         }
         return Some(Pkce::S256);
     };

@@ -40,17 +40,17 @@ pub struct ConnectionFile {
     /// Grant that acquires a token.
     #[schemars(extend("default" = "client_credentials"))]
     pub grant: Field<shape::OneOf<GrantKind>>,
-    /// Name of the grant on the wire, for servers that use their own.
+    /// Value of `grant_type` in token requests, for servers with a name of their own for the grant.
     #[schemars(extend("examples" = ["account_credentials"]))]
     pub grant_type: Field<shape::Text>,
     /// Client identifier at the authorization server.
     #[schemars(required, extend("examples" = ["billing-service"]))]
     pub client_id: Field<shape::Text>,
-    /// Client secret. A list during a rotation: tried in order.
+    /// Client secret; during a rotation, a list that is tried in order.
     #[schemars(extend("examples" = [{"file": "/run/secrets/crm"}, [{"file": "new"}, {"file": "old"}]]))]
     pub client_secret: Field<shape::OneOrMany<shape::Secret>>,
     /// How the client authenticates: with its secret in the body or as HTTP Basic, with a JWT signed by its key or its
-    /// secret, with its TLS certificate, or with its identifier alone. Without a secret, the default is none.
+    /// secret, with its TLS certificate, or with its identifier only. Without a secret, the default is none.
     #[schemars(extend("default" = "body"))]
     pub send_credentials: Field<shape::OneOf<SendCredentials>>,
     /// With `basic`: form-encodes identifier and secret first (RFC 6749 §2.3.1), or sends them raw, for servers that do
@@ -93,7 +93,7 @@ pub struct ConnectionFile {
     /// Proof Key for Code Exchange (RFC 7636): binds the code to the authorization request.
     #[schemars(extend("examples" = [{"required": true, "method": "S256"}]))]
     pub pkce: Field<PkceFile>,
-    /// Issuer whose metadata (RFC 8414, OpenID) fills endpoints that are not given here.
+    /// Issuer whose metadata (RFC 8414, OpenID) supplies the endpoints that are not configured here.
     #[schemars(extend("examples" = ["https://login.acme.test"]))]
     pub issuer: Field<shape::Url>,
     /// Permits http beyond loopback for OAuth endpoints and mounts.
@@ -102,7 +102,7 @@ pub struct ConnectionFile {
     /// How the OAuth endpoints are reached.
     #[schemars(extend("examples" = [{"timeout": "5s"}]))]
     pub authorization_server: Field<AuthorizationServerFile>,
-    /// Scopes to request: text that is split at commas and white space, or a list whose items are taken whole.
+    /// Scopes to request: text that is split at commas and white space, or a list whose items are not split.
     #[schemars(extend("examples" = [["crm.read", "crm.write"], "crm.read,crm.write"]))]
     pub scopes: Field<shape::Either<shape::Text, shape::List<shape::Text>>>,
     /// The `audience` of token requests, for servers that require one.
@@ -118,7 +118,7 @@ pub struct ConnectionFile {
         "examples" = [{"tenant": "acme"}]
     ))]
     pub token_params: Field<shape::Map<shape::Text>>,
-    /// Encoding and headers of token requests, where a form is not enough.
+    /// Encoding and headers of token requests, for servers that need more than a form.
     #[schemars(extend("examples" = [{"encoding": "json"}]))]
     pub token_request: Field<TokenRequestFile>,
     /// Where the members of a token response are, for servers that depart from RFC 6749.
@@ -127,10 +127,10 @@ pub struct ConnectionFile {
     /// Rhai script that edits the token request and the token response.
     #[schemars(extend("examples" = [{"file": "token.rhai"}]))]
     pub script: Field<ScriptFile>,
-    /// Refresh token lifetime where the token response states none: a forecast, for warnings and a gauge.
+    /// Assumed refresh token lifetime if the token response states none; used only for warnings and a gauge.
     #[schemars(extend("examples" = ["100d"]))]
     pub refresh_token_lifespan: Field<shape::Wait>,
-    /// Access token lifetime where the token response states none.
+    /// Access token lifetime if the token response states none.
     #[schemars(extend("default" = "1h"))]
     pub default_token_lifetime: Field<shape::Wait>,
     /// How long before expiry a token is refreshed; at most half of its lifetime.
@@ -175,7 +175,7 @@ pub struct ConnectionFile {
     /// With `grant: token_exchange`: token of the party that acts for the subject.
     #[schemars(extend("examples" = [{"token": {"file": "actor"}, "token_type": "jwt"}]))]
     pub actor_token: Field<shape::Either<ActorTokenFile, shape::Secret>>,
-    /// Responses by which the API rejects a token.
+    /// Responses that mean the API rejected the token.
     #[schemars(extend("default" = [{"status": 401}]))]
     pub token_rejected: Field<shape::List<TokenRejectedFile>>,
     /// Callers that may use the connection. Absent: all; an empty list: none.
@@ -184,8 +184,8 @@ pub struct ConnectionFile {
     /// Names that `scopes` may use, here and in profiles, each with the scopes to request for it. Absent: any scope.
     #[schemars(extend("propertyNames" = {"minLength": 1}, "examples" = [{"Read": "crm.read", "Write": "crm.write"}]))]
     pub available_scopes: Field<shape::Map<shape::Either<shape::Text, shape::List<shape::Text>>>>,
-    /// Further tokens of the same client, each selected by a route or by the request. A profile inherits what it does
-    /// not set.
+    /// Additional tokens of the same client, each selected by a route or by the request. A profile inherits the keys
+    /// that it does not set.
     #[schemars(extend("examples" = [[{"name": "read-only", "scopes": ["crm.read"]}]]))]
     pub profiles: Field<shape::List<ProfileFile>>,
     /// Requests that get the connection's token.

@@ -79,7 +79,7 @@ fn grant(section: &Section<'_, ConnectionFile>, kind: GrantKind, has_issuer: boo
             if !has_issuer && section.get(keys.authorization_url).is_none() {
                 let hint =
                     "write `authorization_url`, or an `issuer` with metadata; `connect NAME --import -` works without";
-                section.at("grant").warning(sink, "it cannot be connected in a browser", hint);
+                section.at("grant").warning(sink, "the connection cannot be authorized in a browser", hint);
             }
             Some(Grant::AuthorizationCode)
         }

@@ -12,7 +12,7 @@ use crate::config::reading::{Fault, NodeRef, Section, Sink, reference, suggest, 
 use crate::model::Name;
 use crate::model::connection::*;
 
-/// A profile whose keys are still unread, but for its name.
+/// A profile of which only the name has been read.
 pub struct ProfileDraft<'a> {
     section: Section<'a, ProfileFile>,
     /// `None`: absent or invalid.

@@ -31,7 +31,7 @@ pub fn strip(node: &NodeRef<'_>, points: Option<&(Inject, Vec<OtherToken>)>, sin
                 at.problem(
                     sink,
                     "is an injection point of the route",
-                    "remove it: `existing` decides about a credential that the caller sends there",
+                    "remove it: `existing` decides what happens to a credential that the caller sends there",
                 );
             }
             Some(Item::Name(name)) if !strip.names.contains(&name) => strip.names.push(name),

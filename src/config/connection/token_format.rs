@@ -110,7 +110,7 @@ fn refusal_sign(section: &Section<'_, RefreshRefusedFile>, sink: &mut Sink) -> O
         section.node.problem(sink, "matches every response", "write `status`, `error` or `description_contains`");
         return None;
     }
-    // Without another sign, only an error status can be a refusal.
+    // Without another condition, only an error status can be a refusal.
     let status_min = if error.is_some() || text.is_some() { 200 } else { 400 };
     Some(RefusalSign {
         status: status.and_then(|at| at.parse(sink, |text| status_code(text, status_min))),
@@ -157,7 +157,7 @@ fn rejection_sign(section: &Section<'_, TokenRejectedFile>, sink: &mut Sink) -> 
         (None, None) => None,
         (Some(a), Some(b)) => Some((a, b)),
         (Some(a), None) | (None, Some(a)) => {
-            a.problem(sink, format!("`{}` and `{}` go together", one.1, other.1), hint);
+            a.problem(sink, format!("`{}` and `{}` must be set together", one.1, other.1), hint);
             None
         }
     };
@@ -168,7 +168,7 @@ fn rejection_sign(section: &Section<'_, TokenRejectedFile>, sink: &mut Sink) -> 
     );
     let body =
         pair((keys.pointer, "pointer"), (keys.equals, "equals"), "write the JSON pointer of a member, and its value");
-    // Without another sign, only an error status can mean a rejected token.
+    // Without another condition, only an error status can mean a rejected token.
     let has_other_sign =
         [keys.header, keys.contains, keys.pointer, keys.equals].into_iter().any(|field| section.get(field).is_some());
     let status_min = if has_other_sign { 200 } else { 400 };

@@ -300,7 +300,7 @@ impl Builder {
         self.flaw(
             mark,
             format!("lists and maps are nested more than {DEPTH_MAX} deep"),
-            "no setting is nested that deeply",
+            "remove the extra levels: no setting is nested that deeply",
         )
     }
 

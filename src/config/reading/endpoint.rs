@@ -121,7 +121,7 @@ fn split(text: &str) -> Result<(Scheme, Authority, &str), Fault> {
     };
     let (authority, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if authority.contains('@') {
-        return Err(Fault::new("has a user name", "remove it; credentials have keys of their own"));
+        return Err(Fault::new("has a user name", "remove it; credentials have their own keys"));
     }
     let authority = Authority::parse(authority)
         .map_err(|error| Fault::new(format!("has an invalid host: {error}"), "write https://HOST/PATH"))?;

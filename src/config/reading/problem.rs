@@ -15,7 +15,7 @@ use crate::model::StoreSettings;
 use crate::model::secret::Vault;
 use crate::telemetry::is_deceptive;
 
-/// Maximum problems that are listed, so that a file of nonsense does not yield a list of its own length.
+/// Maximum problems that are listed, so that a garbage file does not yield one problem per line.
 const PROBLEMS_MAX: usize = 1000;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

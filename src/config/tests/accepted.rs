@@ -3,7 +3,8 @@
 use super::*;
 use crate::model::ListenAt;
 use crate::model::connection::*;
-use crate::model::{LogFormat, LogLevel, LogRequests, Timeouts, Tracing, Unmatched};
+use crate::model::egress::Unmatched;
+use crate::model::{LogFormat, LogLevel, LogRequests, Timeouts, Tracing};
 
 const COMPLETE: &str = "\
 listeners:

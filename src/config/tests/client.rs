@@ -89,6 +89,11 @@ fn client_authentication_needs_matching_keys() {
             "client_assertion.certificate",
             "holds no certificate",
         ),
+        (
+            "send_credentials: private_key_jwt, client_assertion: {key: {file: rsa.key}, certificate: expired.pem}",
+            "client_assertion.certificate",
+            "the certificate does not belong to the key",
+        ),
         ("send_credentials: tls", "mutual_tls", "`mutual_tls` is missing"),
         ("mutual_tls: {certificate: cert.pem}", "mutual_tls.key", "`key` is missing"),
         (
@@ -172,12 +177,12 @@ fn endpoints_and_their_proxy_are_checked() {
         (
             "authorization_server: {proxy: {url: \"http://p.test\", username: u}}",
             "authorization_server.proxy.username",
-            "go together",
+            "must be set together",
         ),
         (
             "authorization_server: {proxy: {url: \"http://p.test\", password: {file: s}}}",
             "authorization_server.proxy.password",
-            "go together",
+            "must be set together",
         ),
         (
             "authorization_server: {proxy: {url: \"http://p.test\", username: \"a:b\", password: {file: s}}}",
@@ -255,7 +260,7 @@ fn formats_of_requests_and_responses_are_checked() {
         ),
         ("token_response: {refresh_refused: 403}", "token_response.refresh_refused", "must be a list"),
         ("token_rejected: [{status: 302}]", "token_rejected[0].status", "`302` is not an integer"),
-        ("token_rejected: [{status: 200, pointer: /a}]", "token_rejected[0].pointer", "go together"),
+        ("token_rejected: [{status: 200, pointer: /a}]", "token_rejected[0].pointer", "must be set together"),
     ] {
         refused(keys, &[&format!("connections[0].{path}: "), message]);
     }

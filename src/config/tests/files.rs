@@ -141,7 +141,7 @@ fn unresolvable_references_are_problems_that_quote_no_content() {
 }
 
 #[test]
-fn secret_files_lose_one_line_break_and_must_not_be_world_readable() {
+fn one_trailing_line_break_of_a_secret_file_is_dropped_and_world_readable_files_are_rejected() {
     let files = [
         ("main.yaml", &*connection("a", ", client_secret: [{file: open}, \"${file:shut}\", {env: PATH}]")),
         ("open", "one\n\n"),

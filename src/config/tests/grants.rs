@@ -36,7 +36,7 @@ fn the_keys_of_each_grant_are_read() {
 }
 
 #[test]
-fn missing_and_foreign_keys_of_a_grant_are_problems() {
+fn missing_and_inapplicable_keys_of_a_grant_are_problems() {
     let at = |key: &str, message: &str| (format!("connections[0].{key}: "), message.to_owned());
     for (keys, (path, message)) in [
         ("assertion: {file: a.xml}", at("assertion", "applies only to `grant: jwt_bearer` or `saml2_bearer`")),

@@ -6,7 +6,7 @@ use super::files::Folder;
 use super::*;
 use crate::clock::Clock;
 use crate::model::origin::Host;
-use crate::tls::authority::{NewCa, make_ca};
+use crate::tls::authority::make_ca;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const TOP: &str = "interception: {ca_certificate: ca.pem, ca_key: {file: ca.key}}\n";
@@ -14,12 +14,12 @@ const TOP: &str = "interception: {ca_certificate: ca.pem, ca_key: {file: ca.key}
 /// Files with a CA that has `lifetime_left`.
 fn folder(main: &str, lifetime_left: Duration) -> Folder {
     let created_at = Clock::system().now().wall + lifetime_left - 3650 * DAY;
-    let NewCa { certificate_pem, key_pem } = make_ca("x", &[] as &[Host], created_at).unwrap();
+    let created = make_ca("x", &[] as &[Host], created_at).unwrap();
     let other = make_ca("x", &[] as &[Host], created_at).unwrap();
     Folder::new(&[
         ("main.yaml", main),
-        ("ca.pem", &certificate_pem),
-        ("ca.key", key_pem.expose()),
+        ("ca.pem", &created.certificate_pem),
+        ("ca.key", created.key_pem.expose()),
         ("other.key", other.key_pem.expose()),
         ("leaf.pem", include_str!("expired.pem")),
         ("s", "secret"),

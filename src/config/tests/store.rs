@@ -52,7 +52,7 @@ fn each_mistake_in_a_redis_store_is_reported() {
     check(&at(mixed), &["1:22: store.redis.url: the URLs differ in scheme or database"]);
     check(
         &at("url: redis://a, cluster: true, sentinel_primary: main"),
-        &["1:42: store.redis.cluster: `cluster` and `sentinel_primary` exclude each other; keep one of"],
+        &["1:42: store.redis.cluster: `cluster` and `sentinel_primary` are mutually exclusive; keep one of"],
     );
     check(
         &at("url: redis://a/1, cluster: true"),

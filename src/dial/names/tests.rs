@@ -30,7 +30,7 @@ async fn lookup(names: &Names, name: &str) -> io::Result<Vec<IpAddr>> {
     names.addresses(name, Class::Requested, &of("a")).await
 }
 
-/// The turn of the caller of this name.
+/// The turn of the caller with this name.
 fn of(caller: &str) -> Turn {
     Turn::Caller(Name::parse(caller).unwrap())
 }
@@ -40,7 +40,7 @@ async fn lookup_within_100ms(names: &Names, name: &str, class: Class, caller: &s
     tokio::time::timeout(Duration::from_millis(100), names.addresses(name, class, &of(caller))).await.ok()
 }
 
-/// Looks up all these names for one caller, none of which resolves within 5 s.
+/// Looks up these names for one caller; none of them resolves within 5 s.
 async fn lookup_unresolved(names: &Names, hosts: impl Iterator<Item = String>) {
     let hosts: Vec<_> = hosts.collect();
     let silent = join_all(hosts.iter().map(|host| lookup(names, host)));
@@ -129,7 +129,7 @@ async fn a_dropped_waiter_does_not_cancel_the_lookup_of_another() {
 async fn an_unresponsive_name_server_delays_no_other_zone() {
     for (silent, threads_max, neighbour) in [
         ("silent.test", 15, "www.quick.example"),
-        // Siblings below a public suffix are other zones.
+        // Siblings below a public suffix are separate zones.
         ("silent.co.uk", 8, "www.quick.co.uk"),
         ("silent.com.au", 8, "quick.com.au"),
         ("api.silent.test", 8, "www.quick.test"),
@@ -151,7 +151,7 @@ async fn an_unresponsive_name_server_delays_no_other_zone() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_caller_of_many_unresponsive_zones_leaves_threads_to_others_and_to_configured_names() {
+async fn unresponsive_zones_of_one_caller_cannot_exhaust_the_lookup_threads() {
     let (names, lookups) = names(1);
     lookup_unresolved(&names, (0..200).map(|n| format!("n{n}.silent{n}.test"))).await;
     let taken = lookups.load(Ordering::SeqCst);

@@ -110,7 +110,7 @@ pub struct JwtAssertion {
     pub subject: Option<String>,
     pub audience: Audience,
     pub lifetime: Duration,
-    /// Further claims; the claims of RFC 7523 §3 take precedence.
+    /// Additional claims; the claims of RFC 7523 §3 take precedence.
     pub claims: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -148,7 +148,7 @@ pub enum ConsentFlow {
 /// then revoking one revokes the others (RFC 7009 §2.1).
 #[derive(Debug, PartialEq, Eq)]
 pub enum Basis<'a> {
-    /// The client's own credentials: each token response is a grant by itself.
+    /// The client's own credentials: each token response is a separate grant.
     Client,
     /// The user name, or the subject of the assertion that we sign, if it is configured.
     Owner(Option<&'a str>),

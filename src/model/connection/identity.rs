@@ -1,19 +1,20 @@
-//! The identity of a token: everything that it belongs to, except the origins that it was granted for.
+//! The identity of a token: the settings that it was granted under, other than its origins.
 
 use aws_lc_rs::digest;
 
 use super::Connection;
 
-/// A digest of everything that a token belongs to, except its origins. A token with another identity is never sent
-/// again.
+/// A digest of the settings that a token was granted under, other than its origins. A stored token with a different
+/// identity is never sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     digest: [u8; 32],
-    /// A digest of what decides where and for whom the token is revoked: server, client, grant and owner.
+    /// A digest of the settings that revocation depends on: server, client, grant and owner.
     grant: Option<[u8; 32]>,
 }
 
 impl Identity {
+    /// An identity without a grant digest. `digest` is SHA-256.
     pub fn new(digest: [u8; 32]) -> Identity {
         Identity { digest, grant: None }
     }
@@ -23,10 +24,12 @@ impl Identity {
         Identity { grant, ..self }
     }
 
+    /// The digest of everything that the token belongs to.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.digest
     }
 
+    /// The digest of server, client, grant and owner; `None` in records of older versions.
     pub fn grant_bytes(&self) -> Option<&[u8; 32]> {
         self.grant.as_ref()
     }
@@ -88,7 +91,7 @@ mod tests {
     use crate::model::secret::Secret;
 
     #[test]
-    fn an_identity_covers_exactly_what_a_token_belongs_to() {
+    fn an_identity_covers_exactly_the_settings_of_a_grant() {
         let changed = |change: fn(&mut Connection)| {
             let mut connection = Connection::sample("crm");
             connection.scopes = vec!["a".to_owned(), "b".to_owned()];
@@ -99,10 +102,10 @@ mod tests {
             username: username.to_owned(),
             password: Secret::new(password),
         };
-        let own = changed(|_| {});
-        assert_eq!(changed(|c| c.scopes.reverse()), own);
-        assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), own);
-        assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), own);
+        let unchanged = changed(|_| {});
+        assert_eq!(changed(|c| c.scopes.reverse()), unchanged);
+        assert_eq!(changed(|c| c.client_auth = ClientAuth::Body(vec![Secret::new("x")])), unchanged);
+        assert_eq!(changed(|c| c.lifetimes.keep_warm = Some(Duration::from_secs(1))), unchanged);
         for other in [
             changed(|c| c.endpoints.server = "https://as.test/other".parse().unwrap()),
             changed(|c| c.client_id = "other".to_owned()),
@@ -111,18 +114,21 @@ mod tests {
             changed(|c| c.audience = Some(String::new())),
             changed(|c| c.resource = Some(String::new())),
         ] {
-            assert_ne!(other, own);
+            assert_ne!(other, unchanged);
         }
         let rescoped = changed(|c| c.scopes.truncate(1));
-        assert!(rescoped.is_of_same_grant(&own) && own.is_of_same_grant(&rescoped));
-        assert!(!rescoped.with_grant(None).is_of_same_grant(&own.with_grant(None)), "unknown grants are not equal");
+        assert!(rescoped.is_of_same_grant(&unchanged) && unchanged.is_of_same_grant(&rescoped));
+        assert!(
+            !rescoped.with_grant(None).is_of_same_grant(&unchanged.with_grant(None)),
+            "unknown grants are not equal"
+        );
         for other in [
             changed(|c| c.endpoints.server = "https://as.test/other".parse().unwrap()),
             changed(|c| c.client_id = "other".to_owned()),
             changed(|c| c.grant = Grant::AuthorizationCode),
             changed(|c| c.grant_type = Some("own".to_owned())),
         ] {
-            assert!(!other.is_of_same_grant(&own));
+            assert!(!other.is_of_same_grant(&unchanged));
         }
         let mut connection = Connection::sample("crm");
         let mut of = |grant| {

@@ -14,7 +14,7 @@ pub const ACCESS_TOKEN: &str = "access_token";
 /// An injection point.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Inject {
-    /// `<header>: <scheme> <token>`; an empty scheme is the token alone.
+    /// `<header>: <scheme> <token>`; an empty scheme means only the token.
     Header { header: HeaderName, scheme: String },
     /// `?<name>=<token>`, for APIs that accept it only there.
     Query { name: String },
@@ -38,7 +38,7 @@ pub enum Existing {
     Refuse,
 }
 
-/// The other method by which a caller may send a bearer token. A request must use only one (RFC 6750 §2).
+/// The other way for a caller to send a bearer token. A request must use only one (RFC 6750 §2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OtherBearer {
     /// `Authorization: Bearer`, if the route injects into the query parameter.

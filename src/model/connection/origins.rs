@@ -32,12 +32,14 @@ impl Route {
 }
 
 impl Connection {
+    /// The origins of all routes that inject the token of this definition, in configuration order; those of other
+    /// connections last.
     pub fn origins(&self) -> OriginSet {
         let injects = |route: &&Route| route.inject != Inject::Nothing && route.carries(&self.profile);
-        let own = self.routes.iter().filter(injects).map(Route::origin);
+        let injected = self.routes.iter().filter(injects).map(Route::origin);
         // Other connections' routes never inject the token of a profile.
         let extra = self.extra_origins.iter().filter(|_| self.profile == default_profile());
-        OriginSet(own.chain(extra.cloned()).collect())
+        OriginSet(injected.chain(extra.cloned()).collect())
     }
 }
 
@@ -129,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_profile_has_the_origins_of_its_routes_and_the_connection_those_of_the_others() {
-        let own = |profile: Option<&str>, only_when_named, port| Route {
+        let route = |profile: Option<&str>, only_when_named, port| Route {
             inject: Inject::Header { header: http::header::AUTHORIZATION, scheme: String::new() },
             profile: profile.map(|name| Name::parse(name).unwrap()),
             only_when_named,
@@ -137,13 +139,13 @@ mod tests {
         };
         let mut connection = Connection::sample("crm");
         connection.routes = vec![
-            own(None, false, PortRule::Stated(1)),
-            own(Some("read"), false, PortRule::Stated(2)),
-            own(Some("read"), true, PortRule::Stated(3)),
-            own(None, true, PortRule::Stated(4)),
-            own(Some("default"), true, PortRule::Stated(5)),
+            route(None, false, PortRule::Stated(1)),
+            route(Some("read"), false, PortRule::Stated(2)),
+            route(Some("read"), true, PortRule::Stated(3)),
+            route(None, true, PortRule::Stated(4)),
+            route(Some("default"), true, PortRule::Stated(5)),
         ];
-        connection.extra_origins = vec![own(None, false, PortRule::Stated(6)).origin()];
+        connection.extra_origins = vec![route(None, false, PortRule::Stated(6)).origin()];
         let mut lines = |profile: &str| {
             connection.profile = Name::parse(profile).unwrap();
             connection.origins().lines().map(|line| line.replace("plain a.test ", "")).collect::<Vec<_>>()

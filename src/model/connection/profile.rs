@@ -16,7 +16,7 @@ impl Connection {
 
     /// The grants of the connection itself and of its profiles.
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
-        std::iter::once(&self.grant).chain(self.profiles.iter().map(|own| &own.grant))
+        std::iter::once(&self.grant).chain(self.profiles.iter().map(|profile| &profile.grant))
     }
 
     /// True if the first token of some definition needs a person.

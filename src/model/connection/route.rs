@@ -134,7 +134,7 @@ pub enum WithoutToken {
 impl HostPattern {
     pub fn matches(&self, host: &Host) -> bool {
         match (self, host) {
-            (HostPattern::Exact(own), host) => own == host,
+            (HostPattern::Exact(expected), host) => expected == host,
             (HostPattern::Subdomains(Host::Name(suffix)), Host::Name(name)) => {
                 name.strip_suffix(&**suffix).is_some_and(|labels| labels.ends_with('.'))
             }

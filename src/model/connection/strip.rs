@@ -79,7 +79,7 @@ pub struct Strip {
 pub enum StripName {
     /// `name`: the header and the query parameter.
     HeaderOrParameter(HeaderName, String),
-    /// `?name`: the query parameter alone.
+    /// `?name`: only the query parameter.
     Parameter(String),
 }
 

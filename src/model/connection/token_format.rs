@@ -41,7 +41,7 @@ pub struct TokenResponseFormat {
     pub error_description: Pointer,
     /// A member that marks a 2xx response as a failure.
     pub failure: Option<MemberIs>,
-    /// Error responses by which this server refuses a refresh token, in addition to the standard ones.
+    /// Error responses that mean the refresh token was refused, in addition to the standard ones.
     pub refresh_refused: Vec<RefusalSign>,
 }
 
@@ -129,7 +129,7 @@ pub struct RefusalSign {
     pub description_contains: Option<String>,
 }
 
-/// A response by which the API rejects a token: every condition that is set must match.
+/// A response that means the API rejected the token: every condition that is set must match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RejectionSign {
     pub status: StatusCode,

@@ -1,7 +1,7 @@
 //! Token lifetimes in every form in which a token response states them. Pure, apart from log warnings.
 //!
-//! Invariants: a lifetime that is unreadable or not positive, or an end in the past, counts as absent; no lifetime exceeds
-//! ten years.
+//! Invariants: a lifetime that is unreadable or not positive, or an end in the past, counts as absent; no lifetime
+//! exceeds ten years.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use super::TokenResponse;
 use crate::model::connection::{TimeUnit, TokenResponseFormat};
 use crate::model::time::{self, WallTime};
 
-/// A longer lifetime is cut to this: ten years.
+/// Maximum lifetime, ten years; a longer one is capped.
 const LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// A larger Unix time is in milliseconds: as seconds, it would be after the year 5138.
 const UNIX_SECONDS_MAX: f64 = 1e11;

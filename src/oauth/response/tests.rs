@@ -128,7 +128,7 @@ fn an_absolute_expiry_time_is_relative_to_the_servers_clock() {
 }
 
 #[test]
-fn a_malformed_success_gives_no_token() {
+fn a_malformed_success_yields_no_token() {
     for body in ["<html>", " ", "null", "[]", "[{\"access_token\":\"t\"}]", "access_token=t", "{", "\"t\""] {
         check(200, body, "not_json");
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// State of sending a request body, and since when.
+/// State of sending a request body, with the time of the last change.
 #[derive(Debug, Clone, Copy)]
 pub enum Sending {
     /// Waiting for more bytes from the caller.
@@ -48,7 +48,7 @@ impl Progress {
         matches!(self.sending.get(), Sending::AwaitingCaller(_))
     }
 
-    /// Since when the upstream has not taken more of the body.
+    /// When the wait for the upstream began; `None` if the body is not waiting for it.
     pub fn stalled_since(&self) -> Option<Instant> {
         match self.sending.get() {
             Sending::AwaitingUpstream(since) => Some(since),
@@ -56,12 +56,12 @@ impl Progress {
         }
     }
 
-    /// Was the whole body handed to the upstream connection?
+    /// True if the whole body was handed to the upstream connection.
     pub fn is_done(&self) -> bool {
         matches!(self.sending.get(), Sending::Done(_))
     }
 
-    /// Returns when the whole body has been handed over; the deadline may then be earlier.
+    /// Waits until the whole body has been handed over. The deadline may then be earlier.
     pub async fn done(&self) {
         self.done.notified().await;
     }

@@ -85,7 +85,7 @@ impl RequestSource {
         }
     }
 
-    /// Was the caller's body invalid or cut off? An HTTP/2 error on the upstream connection does not show it.
+    /// True if the caller's body was invalid or cut off. An HTTP/2 error on the upstream connection does not show it.
     pub fn is_broken(&self) -> bool {
         self.0.borrow().broken
     }

@@ -23,7 +23,7 @@ pub struct ResponseBody<T: EndObserver> {
 }
 
 enum Inner {
-    Own(Full<Bytes>),
+    Generated(Full<Bytes>),
     Upstream {
         incoming: UpstreamBody,
         /// The error that ended the body, until it is returned.
@@ -50,8 +50,8 @@ pub trait EndObserver {
 }
 
 impl<T: EndObserver> ResponseBody<T> {
-    pub fn own(text: Bytes, observer: T) -> ResponseBody<T> {
-        ResponseBody { inner: Inner::Own(Full::new(text)), observer: Some(observer) }
+    pub fn generated(text: Bytes, observer: T) -> ResponseBody<T> {
+        ResponseBody { inner: Inner::Generated(Full::new(text)), observer: Some(observer) }
     }
 
     pub fn upstream(incoming: UpstreamBody, idle: Duration, observer: T) -> ResponseBody<T> {
@@ -69,7 +69,7 @@ impl<T: EndObserver> ResponseBody<T> {
 
     fn is_complete(&self) -> bool {
         match &self.inner {
-            Inner::Own(full) => full.is_end_stream(),
+            Inner::Generated(full) => full.is_end_stream(),
             Inner::Upstream { incoming, failure, .. } => failure.is_none() && incoming.is_end_stream(),
         }
     }
@@ -93,7 +93,7 @@ impl<T: EndObserver + Unpin> Body for ResponseBody<T> {
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
         let this = self.get_mut();
         let frame = match &mut this.inner {
-            Inner::Own(full) => {
+            Inner::Generated(full) => {
                 ready!(Pin::new(full).poll_frame(cx)).map(|frame| frame.map_err(|never| match never {}))
             }
             Inner::Upstream { failure: failure @ Some(_), .. } => {
@@ -135,7 +135,7 @@ impl<T: EndObserver + Unpin> Body for ResponseBody<T> {
 
     fn size_hint(&self) -> SizeHint {
         match &self.inner {
-            Inner::Own(full) => full.size_hint(),
+            Inner::Generated(full) => full.size_hint(),
             Inner::Upstream { incoming, .. } => incoming.size_hint(),
         }
     }

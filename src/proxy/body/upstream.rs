@@ -119,7 +119,7 @@ impl Body for UpstreamBody {
     }
 }
 
-/// Does the response match a sign of a rejected token? Peeks at the body only if a sign refers to it.
+/// True if the response matches a sign of a rejected token. Peeks at the body only if a sign refers to it.
 pub async fn is_rejection(response: &mut Response<UpstreamBody>, signs: &[RejectionSign], wait: Duration) -> bool {
     let status = response.status();
     for sign in signs.iter().filter(|sign| sign.status == status) {

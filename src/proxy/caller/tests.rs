@@ -50,7 +50,7 @@ fn check(address: &str, credential: Option<&str>, expected: Option<&str>) {
 }
 
 #[test]
-fn a_credential_decides_alone() {
+fn a_credential_alone_identifies_the_caller() {
     check("192.0.2.1", Some("billing:s3cret"), Some("billing"));
     check("192.0.2.1", Some("Bearer s3cret"), Some("billing"));
     check("192.0.2.1", Some("basic YmlsbGluZzpzM2NyZXQ="), Some("billing"));

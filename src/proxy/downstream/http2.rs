@@ -138,7 +138,7 @@ fn add_host(request: &mut Request<Incoming>) {
     }
 }
 
-/// Since when response data of one stream has been waiting for the caller's flow control window.
+/// When response data of one stream began to wait for the caller's flow control window.
 #[derive(Default)]
 struct Stall {
     since: Cell<Option<Instant>>,

@@ -120,10 +120,10 @@ impl TlsFault {
 }
 
 fn alert_name(id: u8) -> Option<&'static str> {
-    ALERTS.iter().find(|(own, _)| *own == id).map(|(_, name)| *name)
+    ALERTS.iter().find(|(number, _)| *number == id).map(|(_, name)| *name)
 }
 
-/// Name and number; the number alone if the alert is not registered.
+/// Name and number; only the number if the alert is not registered.
 fn describe(id: u8) -> String {
     alert_name(id).map_or_else(|| id.to_string(), |name| format!("{name} ({id})"))
 }

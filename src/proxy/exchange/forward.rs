@@ -1,6 +1,6 @@
 //! The upstream request: its route, destination and path, and how it is built.
 //!
-//! Invariant: the token is injected last, by `inject::inject` alone.
+//! Invariant: the token is injected last, and only by `inject::inject`.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -26,15 +26,16 @@ use crate::snapshot::BoundRoute;
 use crate::telemetry::traces::Propagation;
 
 const LONG_TOKEN: &str =
-    "with the token in its query the request target exceeds 65534 bytes; inject the token into a header instead";
-pub const AMBIGUOUS_PATH: &str = "the upstream could read the path as another one that this route does not match; write it without dot segments and escapes";
+    "with the token in its query, the request target exceeds 65534 bytes; inject the token into a header instead";
+pub const AMBIGUOUS_PATH: &str =
+    "the upstream could read the path as one that this route does not match; write it without dot segments and escapes";
 
 /// The destination of a request, the route that matched it, and its path there.
 pub struct Forward<'a> {
     pub bound: Option<&'a BoundRoute>,
     pub destination: Destination,
     pub path: PathAndQuery,
-    /// Does the caller accept trailers?
+    /// True if the caller accepts trailers.
     pub trailers: bool,
 }
 

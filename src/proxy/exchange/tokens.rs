@@ -213,7 +213,7 @@ impl Exchange<'_> {
         }
     }
 
-    /// Does the response match `token_rejected` of a connection whose token was sent?
+    /// True if the response matches `token_rejected` of a connection whose token was sent.
     pub(super) async fn is_rejected(
         &self,
         bound: &BoundRoute,

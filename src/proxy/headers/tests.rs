@@ -1,4 +1,4 @@
-//! Which fields are removed, added and read.
+//! Header fields that are removed, added and read.
 
 use super::*;
 
@@ -92,7 +92,7 @@ fn equal_lengths_are_merged() {
 }
 
 #[test]
-fn trailers_cannot_set_fields_of_a_head() {
+fn trailers_cannot_set_head_fields() {
     let sent = map(&[
         ("authorization", "Bearer x"),
         ("host", "x"),

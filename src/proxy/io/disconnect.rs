@@ -53,7 +53,7 @@ pub async fn caller_disconnected(watch: &Watch) {
     }
 }
 
-/// Are both directions closed?
+/// True if both directions are closed.
 fn is_closed(socket: &Socket) -> bool {
     let ready = socket.ready(Interest::WRITABLE | Interest::ERROR).now_or_never();
     ready.is_some_and(|ready| ready.is_write_closed() || ready.is_error())

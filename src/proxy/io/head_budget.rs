@@ -51,7 +51,7 @@ impl Drop for HeadShare {
     }
 }
 
-/// Are these bytes an incomplete HTTP/1.x head? Bytes that cannot be a head are not; hyper refuses them.
+/// True for an incomplete HTTP/1.x head. False for bytes that cannot be a head; hyper refuses them.
 pub fn is_unfinished(bytes: &[u8]) -> bool {
     let Some(line_end) = bytes.iter().position(|byte| *byte == b'\n') else {
         return bytes.iter().all(|byte| matches!(byte, b' '..=b'~' | b'\r'));

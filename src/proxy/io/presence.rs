@@ -27,13 +27,13 @@ pub struct Presence {
     socket: Option<Socket>,
     /// Successful writes to the stream.
     writes: AtomicU64,
-    /// May an interim response be sent now?
+    /// True while an interim response may be sent.
     accepts_interim: AtomicBool,
-    /// Was a probe requested that is not written yet?
+    /// True if a requested probe is not written yet.
     probe_requested: AtomicBool,
-    /// Was the current request sent to its upstream?
+    /// True if the current request was sent to its upstream.
     sent: AtomicBool,
-    /// Was a request of the connection accepted: authenticated, routed and within its limits?
+    /// True once a request of the connection was accepted: authenticated, routed and within its limits.
     proven: AtomicBool,
     /// Gate of the origin of the current request, or of the one before it.
     gate: Mutex<Weak<Gate>>,
@@ -71,10 +71,10 @@ impl Presence {
 
     /// Records the gate at which the request holds a permit or waits for one.
     pub fn set_gate(&self, gate: &Arc<Gate>) {
-        let mut own = lock(&self.gate);
+        let mut current = lock(&self.gate);
         // Usually unchanged since the last request.
-        if own.as_ptr() != Arc::as_ptr(gate) {
-            *own = Arc::downgrade(gate);
+        if current.as_ptr() != Arc::as_ptr(gate) {
+            *current = Arc::downgrade(gate);
         }
     }
 
@@ -89,7 +89,7 @@ impl Presence {
         self.proven.store(true, Ordering::Relaxed);
     }
 
-    /// Was a request of this connection accepted: authenticated, routed and within its limits?
+    /// True once a request of this connection was accepted: authenticated, routed and within its limits.
     pub fn is_proven(&self) -> bool {
         self.proven.load(Ordering::Relaxed)
     }
@@ -99,7 +99,7 @@ impl Presence {
         self.accepts_interim.store(false, Ordering::Relaxed);
     }
 
-    /// Do other requests wait at the gate?
+    /// True if other requests wait at the gate.
     pub fn has_waiters(&self) -> bool {
         let gate = lock(&self.gate).upgrade();
         gate.is_some_and(|gate| gate.has_waiters())

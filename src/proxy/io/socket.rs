@@ -70,7 +70,7 @@ impl Socket {
         }
     }
 
-    /// Does closing send RST? Then the stream must not be shut down in order first.
+    /// True if closing sends RST. Then the stream must not be shut down gracefully first.
     pub fn resets(&self) -> bool {
         match self {
             Socket::Tcp(socket) => socket.upgrade().is_some_and(|socket| socket.resets.load(Ordering::Relaxed)),

@@ -45,23 +45,23 @@ pub struct Watch {
     http2_bytes: AtomicUsize,
     /// Share of the budget for unfinished heads; set once the HTTP version is known.
     head_share: OnceLock<HeadShare>,
-    /// Are hyper's automatic responses suppressed?
+    /// True while hyper's automatic responses are suppressed.
     guarded: AtomicBool,
     /// A request was dispatched, and its response is not completely written.
     responding: AtomicBool,
-    /// Was an automatic response suppressed?
+    /// True if an automatic response was suppressed.
     suppressed: AtomicBool,
     /// Bytes were read ahead that no other field accounts for.
     begun: AtomicBool,
-    /// Has this connection served a request?
+    /// True once this connection has served a request.
     served: AtomicBool,
-    /// Since when writes have been blocked because the caller does not read; 0: not blocked.
+    /// When writes became blocked because the caller does not read; 0: not blocked.
     blocked_since_ms: AtomicU64,
     /// Wakes the response body that waits for the caller to read again.
     unblocked: AtomicWaker,
     /// Request bodies not read to their end; more than one only momentarily.
     uploads: AtomicUsize,
-    /// Was a request body left unread?
+    /// True if a request body was left unread.
     abandoned: AtomicBool,
     pub interim: InterimWriter,
     pub presence: Presence,
@@ -130,7 +130,7 @@ impl Watch {
         })
     }
 
-    /// Since when the connection has been idle: no request in flight, and no byte of the next one. `None`: not idle.
+    /// When the connection became idle: no request in flight, and no byte of the next one. `None`: not idle.
     pub fn idle_since(&self) -> Option<Instant> {
         let is_set = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
         let has_bytes = |count: &AtomicUsize| count.load(Ordering::Relaxed) > 0;
@@ -157,7 +157,7 @@ impl Watch {
         }
     }
 
-    /// Has the caller sent more than is allowed before a complete request?
+    /// True if the caller has sent more than is allowed before a complete request.
     pub fn is_head_over(&self) -> bool {
         if self.is_serving() {
             return false;
@@ -196,7 +196,7 @@ impl Watch {
         self.serving.load(Ordering::Relaxed) > 0
     }
 
-    /// Is a write blocked because the caller does not read?
+    /// True if a write is blocked because the caller does not read.
     pub fn is_blocked(&self) -> bool {
         self.blocked_since_ms.load(Ordering::Relaxed) > 0
     }
@@ -227,7 +227,7 @@ impl Watch {
         self.suppressed.load(Ordering::Relaxed)
     }
 
-    /// Would a write now be an automatic response of hyper, which must be suppressed?
+    /// True if a write now would be an automatic response of hyper, which must be suppressed.
     pub fn is_automatic_response(&self) -> bool {
         self.guarded.load(Ordering::Relaxed) && !self.responding.load(Ordering::Relaxed)
     }
@@ -246,7 +246,7 @@ impl Watch {
         }
     }
 
-    /// Was a request body left unread?
+    /// True if a request body was left unread.
     pub fn has_abandoned_upload(&self) -> bool {
         self.abandoned.load(Ordering::Relaxed)
     }

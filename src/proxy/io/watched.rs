@@ -54,7 +54,7 @@ impl Watched {
         }
     }
 
-    /// Peeks: does the stream start with `prefix`? If not, also reads ahead to the end of the first head while it is
+    /// Peeks whether the stream starts with `prefix`. If not, also reads ahead to the end of the first head while it is
     /// small: an unfinished head takes a tenth of the memory here that it takes in hyper.
     pub async fn peek_prefix(&mut self, prefix: &[u8]) -> io::Result<bool> {
         loop {
@@ -74,12 +74,12 @@ impl Watched {
         }
     }
 
-    /// Is there read-ahead that was not consumed?
+    /// True if read-ahead is left that was not consumed.
     pub fn has_buffered(&self) -> bool {
         self.buffered.has_remaining()
     }
 
-    /// Is this a tunnel inside an HTTP/2 connection?
+    /// True for a tunnel inside an HTTP/2 connection.
     pub fn is_inside_http2(&self) -> bool {
         match &self.stream {
             Stream::Tcp(..) | Stream::Unix(..) => false,
@@ -88,7 +88,7 @@ impl Watched {
         }
     }
 
-    /// The socket, if it carries this stream alone; `None` inside HTTP/2.
+    /// The socket, if it carries only this stream; `None` inside HTTP/2.
     pub fn own_socket(&self) -> Option<Socket> {
         self.watch.presence.socket().filter(|_| !self.is_inside_http2()).cloned()
     }

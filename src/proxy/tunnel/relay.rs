@@ -35,12 +35,12 @@ impl Relayed {
         self.down.get()
     }
 
-    /// Did a side fail before the caller's end of stream reached the upstream?
+    /// True if a side failed before the caller's end of stream reached the upstream.
     pub fn up_is_broken(&self) -> bool {
         self.failed.get() && !self.up_ended.get()
     }
 
-    /// Did a side fail before the upstream's end of stream reached the caller?
+    /// True if a side failed before the upstream's end of stream reached the caller.
     pub fn down_is_broken(&self) -> bool {
         self.failed.get() && !self.down_ended.get()
     }

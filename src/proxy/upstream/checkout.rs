@@ -45,7 +45,7 @@ impl Checkout {
         }
     }
 
-    /// Whether a WebSocket handshake can be sent on this connection.
+    /// True if a WebSocket handshake can be sent on this connection.
     pub fn supports_websocket(&self) -> bool {
         match &self.conn {
             Conn::Http1(_) => true,

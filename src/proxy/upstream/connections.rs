@@ -76,7 +76,7 @@ impl Connections {
     }
 
     /// Records that a connection of `entry` has become idle.
-    fn note_idle(&self, entry: &Rc<Entry>, now: Instant) -> IdleId {
+    fn record_idle(&self, entry: &Rc<Entry>, now: Instant) -> IdleId {
         let id = self.next_id.get();
         self.next_id.set(id + 1);
         self.idle.borrow_mut().insert(id, (now, entry.clone()));
@@ -85,7 +85,7 @@ impl Connections {
     }
 
     /// Records that a connection is no longer idle, or has closed.
-    fn note_used(&self, id: IdleId) {
+    fn record_used(&self, id: IdleId) {
         self.idle.borrow_mut().remove(&id);
         self.publish();
     }
@@ -149,7 +149,7 @@ impl EntryRef {
             let is_over = idle[at].is_over(now, keep_alive);
             if is_over || idle[at].conn.sender.is_ready() {
                 let taken = idle.remove(at);
-                self.connections.note_used(taken.id);
+                self.connections.record_used(taken.id);
                 if !is_over {
                     return Some(taken.conn);
                 }
@@ -162,7 +162,7 @@ impl EntryRef {
     pub fn put_idle(&self, conn: Http1Conn) {
         conn.gauge.set_idle(&self.connections.idle_gauge);
         let since = Instant::now();
-        let id = self.connections.note_idle(&self.entry, since);
+        let id = self.connections.record_idle(&self.entry, since);
         self.entry.idle.borrow_mut().push(Idle { conn, since, id });
         self.connections.yield_descriptor();
     }
@@ -199,7 +199,7 @@ impl WeakEntryRef {
     /// An HTTP/2 connection has no stream left.
     pub fn on_idle(&self, conn: &Http2Conn) {
         if let (Some(entry), Some(connections)) = (self.entry.upgrade(), self.connections.upgrade()) {
-            conn.idle.set(Some(connections.note_idle(&entry, Instant::now())));
+            conn.idle.set(Some(connections.record_idle(&entry, Instant::now())));
             connections.yield_descriptor();
         }
     }
@@ -207,7 +207,7 @@ impl WeakEntryRef {
     /// An HTTP/2 connection is no longer idle, or has closed.
     pub fn on_not_idle(&self, conn: &Http2Conn) {
         if let (Some(id), Some(connections)) = (conn.idle.take(), self.connections.upgrade()) {
-            connections.note_used(id);
+            connections.record_used(id);
         }
     }
 
@@ -215,7 +215,7 @@ impl WeakEntryRef {
     pub fn on_closed(&self) {
         if let (Some(entry), Some(connections)) = (self.entry.upgrade(), self.connections.upgrade()) {
             for id in entry.remove_closed() {
-                connections.note_used(id);
+                connections.record_used(id);
             }
             connections.remove_if_unused(&entry);
         }

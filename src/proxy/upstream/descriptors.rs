@@ -87,12 +87,12 @@ impl Descriptors {
         self.in_use.try_enter(self.bounds(limits, Sharing::Fair))
     }
 
-    /// Waits for a permit to use one connection, in the caller's turn. The caller sets the deadline.
+    /// Waits for a permit to use one connection, in the caller's turn. Sets no deadline itself.
     pub async fn take_use_permit(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
         self.in_use.enter(self.bounds(limits, Sharing::Fair), turn).await
     }
 
-    /// Waits for the descriptor of one dial. The caller sets the deadline.
+    /// Waits for the descriptor of one dial. Sets no deadline itself.
     pub async fn take_descriptor(&self, limits: &Limits, turn: &Turn) -> Result<Permit, Full> {
         // Checked at the dial, since every new connection becomes idle eventually.
         let idle: usize = self.workers.iter().map(|idle| idle.count.load(Ordering::Relaxed)).sum();
@@ -113,12 +113,12 @@ impl Descriptors {
         }
     }
 
-    /// Whether dials wait for a descriptor; if so, a connection that becomes idle is closed.
+    /// True if dials wait for a descriptor; if so, a connection that becomes idle is closed.
     pub fn has_waiting_dials(&self) -> bool {
         self.open.has_waiters()
     }
 
-    /// Asks the worker with the oldest idle connection to close it.
+    /// Requests that the worker with the oldest idle connection close it.
     pub fn request_close(&self) {
         let oldest = self.workers.iter().min_by_key(|idle| idle.oldest_ms.load(Ordering::SeqCst));
         if let Some(idle) = oldest.filter(|idle| idle.oldest_ms.load(Ordering::SeqCst) != NONE_IDLE) {
@@ -162,21 +162,21 @@ pub async fn or_overloaded(
 }
 
 /// An open connection to an upstream, with its descriptor.
-pub struct Dialed {
+pub struct Dialled {
     conduit: Conduit,
     _descriptor: Permit,
     /// Set for a tunnel, which uses its connection for as long as it is open.
     _in_use: Option<Permit>,
 }
 
-impl Dialed {
-    pub fn new(conduit: Conduit, descriptor: Permit) -> Dialed {
-        Dialed { conduit, _descriptor: descriptor, _in_use: None }
+impl Dialled {
+    pub fn new(conduit: Conduit, descriptor: Permit) -> Dialled {
+        Dialled { conduit, _descriptor: descriptor, _in_use: None }
     }
 
     /// Holds the permit until the connection is closed.
-    pub fn holding(self, in_use: Permit) -> Dialed {
-        Dialed { _in_use: Some(in_use), ..self }
+    pub fn holding(self, in_use: Permit) -> Dialled {
+        Dialled { _in_use: Some(in_use), ..self }
     }
 
     /// Waits until the connection is readable, without reading.
@@ -190,13 +190,13 @@ impl Dialed {
     }
 }
 
-impl AsyncRead for Dialed {
+impl AsyncRead for Dialled {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.conduit).poll_read(cx, buffer)
     }
 }
 
-impl AsyncWrite for Dialed {
+impl AsyncWrite for Dialled {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.conduit).poll_write(cx, bytes)
     }

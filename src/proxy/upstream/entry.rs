@@ -148,11 +148,6 @@ impl Entry {
         self.users.get() == 0 && self.idle.borrow().is_empty() && self.http2_conns.borrow().is_empty()
     }
 
-    /// Whether any connection is idle.
-    pub fn has_idle(&self) -> bool {
-        !self.idle.borrow().is_empty() || self.http2_conns.borrow().iter().any(|conn| conn.idle.get().is_some())
-    }
-
     /// Closes one idle connection.
     pub fn close(&self, id: IdleId) {
         self.idle.borrow_mut().retain(|idle| idle.id != id);

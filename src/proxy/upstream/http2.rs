@@ -40,8 +40,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 struct LocalExecutor {
     tasks: Tasks,
-    /// Woken after the next poll of a spawned task: hyper reads frames in its own task and does not wake_waiters
-    /// SETTINGS.
+    /// Woken after the next poll of a spawned task: hyper reads frames in its own task and does not announce SETTINGS.
     poll_waker: Rc<RefCell<Option<Waker>>>,
 }
 
@@ -86,7 +85,7 @@ pub struct Http2Conn {
 
 impl Http2Conn {
     /// Opens a connection and its first stream, once the upstream's SETTINGS frame has arrived. `None`: the upstream
-    /// closed the connection first. The caller sets the deadline.
+    /// closed the connection first. Sets no deadline itself.
     pub async fn open<T>(
         stream: T,
         head_bytes_max: usize,
@@ -206,7 +205,7 @@ impl Http2Stream {
         &self.0.bytes_read
     }
 
-    /// Whether the upstream supports WebSocket over HTTP/2 (RFC 8441).
+    /// True if the upstream supports WebSocket over HTTP/2 (RFC 8441).
     pub fn supports_websocket(&self) -> bool {
         self.0.peer_settings.get().extended_connect
     }

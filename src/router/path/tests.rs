@@ -22,7 +22,7 @@ fn check(path: &str, expected: &[&str]) {
 }
 
 #[test]
-fn a_path_has_the_readings_of_real_servers() {
+fn a_path_has_every_reading_that_real_servers_give_it() {
     check("/v1/a.b..c", &["/v1/a.b..c"]);
     check("/%61dm%69n", &["/admin"]);
     check("/.well-known/x", &["/.well-known/x"]);
@@ -101,7 +101,7 @@ fn the_rest_after_a_prefix_is_returned_as_written() {
     check("/", "/x", Some("/x"));
 }
 
-/// Models of real servers, independent of each other: the path that each serves.
+/// Independent models of real servers: the path that each serves.
 mod servers {
     fn decode(path: &str) -> String {
         let mut bytes = Vec::new();

@@ -11,11 +11,11 @@ const GROWTH_BYTES_MAX: u64 = 200 * 1024 * 1024;
 #[track_caller]
 fn check(helpers: &str, body: &str, expected: &[&str]) {
     let source = format!("{helpers} fn token_request(request, ctx) {{ {body} }}");
-    let script = Script::compile(&source).expect("it compiles");
+    let script = Script::compile(&source).expect("the script compiles");
     let before = peak_bytes();
-    let begun = Instant::now();
+    let started = Instant::now();
     let found = message(script.token_request(request(), &context()).expect_err(body));
-    let took = begun.elapsed();
+    let took = started.elapsed();
     assert!(expected.iter().any(|expected| found.contains(expected)), "{body}: {found}");
     assert!(took < Duration::from_secs(1), "{body}: {took:?}");
     let growth = peak_bytes().saturating_sub(before);

@@ -9,7 +9,7 @@ fn check(expression: &str, expected: &str) {
 }
 
 #[test]
-fn digests_and_encodings() {
+fn digests_and_encodings_match_their_specifications() {
     // RFC 4231 §4.3, FIPS 180-4, RFC 4648 §10.
     let mac = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
     check("hex(hmac_sha256(\"Jefe\", \"what do ya want for nothing?\"))", mac);

@@ -8,7 +8,8 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 
 use super::*;
-use crate::store::{CatalogChange, Definitions};
+use crate::store::CatalogChange;
+use crate::store::definitions::Definitions;
 
 /// The store that the killed process opens.
 pub const STORE_AT: &str = "KEYBEARER_TEST_STORE";

@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
-use crate::store::{Catalog, CatalogChange, Definitions, Revision};
+use crate::store::definitions::{DEFINITION_BYTES_MAX, Definitions};
+use crate::store::{Catalog, CatalogChange, Revision};
 
 /// Runs against any empty store.
 pub async fn definitions(store: &dyn DefinitionStore, kept: SecretsAndDefinitions) {

@@ -144,39 +144,39 @@ async fn the_next_holder_sees_a_backoff_until_a_token_is_saved(one: &dyn Store, 
 
 async fn a_change_is_announced_to_the_other_replica(one: &dyn Store, other: &dyn Store) {
     shared(other).check_reachable().await.expect("it is reachable");
-    let mut news = shared(other).news();
+    let mut notifications = shared(other).subscribe();
     let (own, changed) = (key("own", None), key("changed", Some("ann")));
     let announced = async {
         loop {
             // A slow subscription reports `Missed` first.
             save(other, &own, "own").await;
             save(one, &changed, "changed").await;
-            match timeout(SECOND, news.recv()).await {
-                Ok(Ok(News::Missed)) | Err(_) => {}
+            match timeout(SECOND, notifications.recv()).await {
+                Ok(Ok(Notification::Missed)) | Err(_) => {}
                 Ok(found) => return found,
             }
         }
     };
-    assert_eq!(timeout(10 * SECOND, announced).await.expect("in time"), Ok(News::Changed(changed)));
+    assert_eq!(timeout(10 * SECOND, announced).await.expect("in time"), Ok(Notification::Changed(changed)));
 }
 
 async fn changed_definitions_are_announced_to_the_other_replica(one: &dyn Store, other: &dyn Store) {
-    let mut news = shared(other).news();
+    let mut notifications = shared(other).subscribe();
     // A replica is not notified of its own changes.
     change(other, put(&[("own", "text")])).await;
     let next = change(one, put(&[("announced", "text")])).await;
     let announced = async {
         loop {
-            match news.recv().await {
-                Ok(News::Definitions) => return,
-                Ok(News::Changed(_) | News::Missed) => {}
+            match notifications.recv().await {
+                Ok(Notification::Definitions) => return,
+                Ok(Notification::Changed(_) | Notification::Missed) => {}
                 Err(error) => panic!("{error}"),
             }
         }
     };
     timeout(SECOND, announced).await.expect("within a second");
     assert_eq!(other.catalog().await, Ok(next));
-    while let Ok(more) = timeout(SECOND / 10, news.recv()).await {
-        assert_ne!(more, Ok(News::Definitions), "its own change was announced, too");
+    while let Ok(more) = timeout(SECOND / 10, notifications.recv()).await {
+        assert_ne!(more, Ok(Notification::Definitions), "its own change was announced, too");
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::store::error::OpenError;
 
-/// Most requests between two commits.
+/// Maximum number of requests between two commits.
 const BATCH_MAX: usize = 256;
 /// Retry interval of opening the file.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
@@ -23,7 +23,7 @@ const REOPEN_INTERVAL: Duration = Duration::from_secs(1);
 /// Why a request failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Failure {
-    /// The store as a whole failed; retryable.
+    /// The whole store failed; retryable.
     Unavailable(String),
     /// The part of the file that the request needs is damaged.
     Damaged,
@@ -35,7 +35,7 @@ pub type Reopen = Box<dyn Fn() -> Result<Database, OpenError> + Send>;
 
 /// Work inside a transaction.
 pub trait Job<Tx>: Send {
-    /// Is the caller still waiting?
+    /// True if the caller is still waiting.
     fn has_waiter(&self) -> bool;
 
     /// May run again, in another transaction, if this one fails.
@@ -131,7 +131,7 @@ impl Engine {
         self.close();
     }
 
-    /// Commits all jobs together; if the file is damaged, each by itself.
+    /// Commits all jobs in one transaction; if the file is damaged, one transaction per job.
     fn write(&mut self, mut jobs: Vec<Box<dyn Job<WriteTransaction>>>) {
         if jobs.is_empty() {
             return;

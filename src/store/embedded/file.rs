@@ -1,4 +1,4 @@
-//! Opens the database file and checks that keybearer wrote it, in a known format, under a configured key.
+//! Opens the database file and checks that Keybearer wrote it, in a known format, under a configured key.
 //!
 //! Tables: `tokens`, `secrets`, `notes`, `definitions` and `catalog` (name → sealed record), `meta` (`format`; `check`, a record sealed under the
 //! sealing key, so that a wrong key is detected before anything is written).
@@ -140,7 +140,7 @@ fn check(path: &Path, database: &Database, keyring: &Keyring, missing: IfMissing
     }
     let format = format.and_then(|format| Some(u32::from_be_bytes(format.as_slice().try_into().ok()?)));
     match format {
-        None => return Err(OpenError::damaged(path, "it has no keybearer tables")),
+        None => return Err(OpenError::damaged(path, "it has no Keybearer tables")),
         Some(found) if found > FORMAT => return Err(OpenError::NewerFormat { path: path.to_owned(), found }),
         Some(_) => {}
     }

@@ -39,7 +39,7 @@ pub fn of_connection(
 }
 
 /// At most [`PAGE`] records, starting after `after`.
-pub fn of_any(
+pub fn records(
     table: &impl ReadableTable<&'static [u8], &'static [u8]>,
     after: Option<&[u8]>,
 ) -> Result<Vec<SealedRecord>, redb::Error> {

@@ -11,7 +11,7 @@ use crate::store::transfer::{OpenedRecord, Records, SealedRecord, Table, Tally};
 /// The tables that are counted.
 const TABLES: [file::Table; 3] = [TOKENS, SECRETS, DEFINITIONS];
 
-fn of(table: Table) -> file::Table {
+fn redb_table(table: Table) -> file::Table {
     match table {
         Table::Tokens => TOKENS,
         Table::Secrets => SECRETS,
@@ -36,8 +36,8 @@ impl Records for EmbeddedStore {
 
     fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError> {
         let from = after.map(<[u8]>::to_vec);
-        self.read_blocking(move |tx| match existing(tx, of(table))? {
-            Some(table) => page::of_any(&table, from.as_deref()),
+        self.read_blocking(move |tx| match existing(tx, redb_table(table))? {
+            Some(table) => page::records(&table, from.as_deref()),
             None => Ok(Vec::new()),
         })
     }
@@ -54,14 +54,14 @@ impl Records for EmbeddedStore {
             let mut tally = Tally::default();
             for record in &records {
                 let (sealed_in, name) = (record.table.sealed_in(&record.name), record.name.as_slice());
-                let mut table = tx.open_table(of(record.table))?;
-                let stays = match table.get(name)? {
-                    Some(own) => {
-                        keyring.open(sealed_in, own.value()).map_or(true, |(version, _)| version >= record.version)
+                let mut table = tx.open_table(redb_table(record.table))?;
+                let is_kept = match table.get(name)? {
+                    Some(stored) => {
+                        keyring.open(sealed_in, stored.value()).map_or(true, |(version, _)| version >= record.version)
                     }
                     None => false,
                 };
-                if stays && !overwrite {
+                if is_kept && !overwrite {
                     tally.kept += 1;
                     continue;
                 }
@@ -77,8 +77,8 @@ impl Records for EmbeddedStore {
     fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Tally), StoreError> {
         let (from, keyring) = (after.map(<[u8]>::to_vec), self.keyring().clone());
         self.write_blocking(move |tx| {
-            let mut own = tx.open_table(of(table))?;
-            let records = page::of_any(&own, from.as_deref())?;
+            let mut stored = tx.open_table(redb_table(table))?;
+            let records = page::records(&stored, from.as_deref())?;
             let mut tally = Tally::default();
             for (name, sealed) in &records {
                 let sealed_in = table.sealed_in(name);
@@ -89,7 +89,7 @@ impl Records for EmbeddedStore {
                     }
                     Ok((version, text)) => {
                         let resealed = keyring.seal(sealed_in, version, &text).map_err(seal_failed)?;
-                        own.insert(name.as_slice(), resealed.as_slice())?;
+                        stored.insert(name.as_slice(), resealed.as_slice())?;
                         tally.written += 1;
                     }
                 }
@@ -98,8 +98,8 @@ impl Records for EmbeddedStore {
         })
     }
 
-    /// Seals the check record, which decides the key that opens the file.
-    fn resealed(&self) -> Result<(), StoreError> {
+    /// Seals the check record under the first key, which is then required to open the file.
+    fn finish_reseal(&self) -> Result<(), StoreError> {
         let keyring = self.keyring().clone();
         self.write_blocking(move |tx| put_check(tx, &keyring))
     }

@@ -27,7 +27,7 @@ impl EmbeddedStore {
 
     /// Sweeps one page. Returns its last name and the number of records removed.
     pub(super) async fn sweep_page(&self, after: Option<Vec<u8>>) -> Result<(Option<Vec<u8>>, usize), StoreError> {
-        let page = self.read(move |transaction| page::of_any(&transaction.open_table(TOKENS)?, after.as_deref()));
+        let page = self.read(move |transaction| page::records(&transaction.open_table(TOKENS)?, after.as_deref()));
         let mut page = self.or_unavailable(page.await)?;
         let last = page.last().map(|(name, _)| name.clone());
         let now = self.codec.clock.now();

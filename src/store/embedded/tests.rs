@@ -3,7 +3,7 @@
 mod damage;
 mod definitions;
 mod failure;
-mod moved;
+mod transfer;
 mod sweep;
 
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
@@ -28,7 +28,7 @@ fn open_at(path: &Path, keyring: Keyring) -> Result<EmbeddedStore, OpenError> {
     EmbeddedStore::open(path, keyring, Clock::system(), &Tasks::default())
 }
 
-/// A store, its file, and the directory of that.
+/// A store, its file, and the directory that holds the file.
 fn store() -> (TempDir, PathBuf, EmbeddedStore) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("state/tokens.redb");
@@ -175,7 +175,9 @@ async fn a_new_first_key_needs_the_old_one_until_every_record_is_resealed() {
     // With only the old key, only the record sealed under the new one is affected.
     let store = open_at(&path, ring(1, &[])).unwrap();
     assert!(store.load(&key("crm", "old")).await.unwrap().is_some());
-    let Err(StoreError::Damaged { record, .. }) = store.load(&key("crm", "new")).await else { panic!("it opened") };
+    let Err(StoreError::Damaged { record, .. }) = store.load(&key("crm", "new")).await else {
+        panic!("the record opened")
+    };
     assert_eq!(record, "crm/default/new");
 }
 

@@ -18,7 +18,7 @@ use super::value::{VALUE_BYTES_MAX, Value};
 use crate::model::Name;
 use crate::model::token::TokenKey;
 use crate::store::codec::RecordCodec;
-use crate::store::{News, SharedStore, StoreError, StoreFuture, StoredToken};
+use crate::store::{Notification, SharedStore, StoreError, StoreFuture, StoredToken};
 
 pub struct Backend {
     pub link: Link,
@@ -27,12 +27,12 @@ pub struct Backend {
     pub codec: RecordCodec,
     pub secrets_in_use: SecretsInUse,
     pub definitions_in_use: DefinitionsInUse,
-    pub news: broadcast::Sender<News>,
+    pub notifications: broadcast::Sender<Notification>,
     /// Identifies this process to other replicas.
     pub instance: String,
 }
 
-/// Does an import respect the tombstone of a record that was removed on purpose?
+/// How an import treats the tombstone of a record that was removed on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
     Undone,
@@ -108,12 +108,14 @@ impl Backend {
         let mut call = self.scripts.import.prepare_invoke();
         call.key(self.names.token(key)).key(self.names.index(&key.connection)).key(self.names.removed(key));
         call.arg(version).arg(sealed).arg(ms(ttl)).arg(names::member(key));
-        call.arg(self.names.news()).arg(self.news_of(key)).arg(u8::from(removal == Removal::Respected));
+        call.arg(self.names.notifications())
+            .arg(self.notification_for(key))
+            .arg(u8::from(removal == Removal::Respected));
         self.link.run(&call).await
     }
 
     /// The change notification sent to other replicas.
-    pub fn news_of(&self, key: &TokenKey) -> String {
+    pub fn notification_for(&self, key: &TokenKey) -> String {
         format!("{} {key}", self.instance)
     }
 }
@@ -147,7 +149,7 @@ impl SharedStore for Backend {
         self.link.reconnected_at()
     }
 
-    fn news(&self) -> broadcast::Receiver<News> {
-        self.news.subscribe()
+    fn subscribe(&self) -> broadcast::Receiver<Notification> {
+        self.notifications.subscribe()
     }
 }

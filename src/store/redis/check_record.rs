@@ -50,7 +50,7 @@ impl CheckRecord {
         let Err(UnsealError::Key(id)) = self.keyring.open(SEALED_IN, &found) else { return Ok(()) };
         let configured = self.keyring.ids().map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
         Err(StoreError::Unavailable(format!(
-            "Redis: its records are sealed under the key {id}, and `store.seal_key` has {configured}; add that key behind the first"
+            "Redis: its records are sealed under the key {id}, and `store.seal_key` has {configured}; add that key after the first"
         )))
     }
 }

@@ -22,7 +22,7 @@ use crate::store::definitions::{
 };
 use crate::store::seal::NONCE_END;
 use crate::store::transfer::Table;
-use crate::store::{News, StoreError};
+use crate::store::{Notification, StoreError};
 
 /// Bound of a sealed record, with room for the seal.
 const RECORD_BYTES_MAX: usize = DEFINITION_BYTES_MAX + 1024;
@@ -185,7 +185,11 @@ impl Backend {
             self.link.run::<bool>(&chunk).await?;
         }
         let mut call = self.on_definitions(&self.scripts.definitions.swap);
-        call.arg(head).arg(next).arg(ABANDONED_AGE.as_secs()).arg(self.names.news()).arg(self.news_of_definitions());
+        call.arg(head)
+            .arg(next)
+            .arg(ABANDONED_AGE.as_secs())
+            .arg(self.names.notifications())
+            .arg(self.definitions_notification());
         call.arg(staged.len()).arg(&staged).arg(superseded);
         self.link.run(&call).await
     }
@@ -210,7 +214,7 @@ impl Backend {
         Ok(())
     }
 
-    /// Sends [`News::Definitions`] if the catalog is no longer the one in use, and writes that back if Redis has lost it.
+    /// Sends [`Notification::Definitions`] if the catalog is no longer the one in use, and writes that back if Redis has lost it.
     pub async fn poll_definitions(&self) -> Result<(), StoreError> {
         let Some(in_use) = self.definitions_in_use.head() else { return Ok(()) };
         let mut call = redis::cmd("GETRANGE");
@@ -218,7 +222,7 @@ impl Backend {
         if self.link.query::<Vec<u8>>(&call).await? != in_use {
             self.restore_definitions().await?;
             // There may be no receiver.
-            let _ = self.news.send(News::Definitions);
+            let _ = self.notifications.send(Notification::Definitions);
         }
         Ok(())
     }

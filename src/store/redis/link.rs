@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::check_record::{CheckRecord, IfExists};
 use super::endpoint::{CONNECT_TIMEOUT, Connection, Endpoint, REPLY_TIMEOUT, Stream};
 use crate::model::RedisSettings;
-use crate::store::{News, StoreError};
+use crate::store::{Notification, StoreError};
 use crate::sync::lock;
 use crate::tasks::Tasks;
 
@@ -37,7 +37,7 @@ pub struct Link {
     state: Mutex<State>,
     /// A key that is never set: deleting it is a write that changes nothing.
     probe: String,
-    news: broadcast::Sender<News>,
+    notifications: broadcast::Sender<Notification>,
     reconnected_at: std::sync::Mutex<Option<Instant>>,
 }
 
@@ -54,11 +54,11 @@ impl Link {
         tasks: Tasks,
         probe: String,
         check_record: CheckRecord,
-        news: broadcast::Sender<News>,
+        notifications: broadcast::Sender<Notification>,
     ) -> Link {
         let endpoint = ArcSwap::from_pointee(Endpoint::new(settings));
         let (state, reconnected_at) = (Mutex::new(State::NeverConnected), std::sync::Mutex::default());
-        Link { endpoint, check_record, tasks, runtime: Handle::current(), state, probe, news, reconnected_at }
+        Link { endpoint, check_record, tasks, runtime: Handle::current(), state, probe, notifications, reconnected_at }
     }
 
     /// Applies from the next connection on.
@@ -120,7 +120,7 @@ impl Link {
                     tracing::info!("store reachable again");
                     *lock(&self.reconnected_at) = Some(Instant::now());
                     // There may be no receiver.
-                    let _ = self.news.send(News::Missed);
+                    let _ = self.notifications.send(Notification::Missed);
                 }
                 let id = fastrand::u64(..);
                 *state = State::Open { connection: connection.clone(), id };

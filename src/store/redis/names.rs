@@ -110,7 +110,7 @@ impl Names {
     }
 
     /// The channel of change notifications.
-    pub fn news(&self) -> String {
+    pub fn notifications(&self) -> String {
         format!("{}news", self.prefix)
     }
 }
@@ -134,11 +134,11 @@ mod tests {
     fn redis_keys_are_readable_and_members_round_trip() {
         let (names, crm) = (Names::new("kb:"), Name::parse("crm").unwrap());
         let shared = TokenKey::of_connection(crm.clone());
-        let own = TokenKey::of_subject(crm.clone(), Subject::parse("ann@a.test").unwrap());
+        let of_subject = TokenKey::of_subject(crm.clone(), Subject::parse("ann@a.test").unwrap());
         assert_eq!(names.token(&shared), "kb:{crm}:token:default");
-        assert_eq!(names.lease(&own), "kb:{crm}:lease:default/ann@a.test");
+        assert_eq!(names.lease(&of_subject), "kb:{crm}:lease:default/ann@a.test");
         assert_eq!(names.index(&crm), "kb:{crm}:tokens");
-        for key in [shared, own] {
+        for key in [shared, of_subject] {
             assert_eq!(key_of(&crm, &member(&key)), Some(key));
         }
     }

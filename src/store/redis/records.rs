@@ -38,17 +38,17 @@ impl RedisStore {
 
     /// Saves many tokens without leases, into a store that no other process uses yet.
     pub async fn fill(&self, tokens: &[(TokenKey, StoredToken)]) -> Result<(), StoreError> {
-        let own = &self.backend;
-        let version = own.codec.wall_ms();
+        let backend = &self.backend;
+        let version = backend.codec.wall_ms();
         let imports = tokens.iter().map(async |(key, token)| {
-            let sealed = own.codec.seal_token(key, token, version)?;
-            own.import(key, version, sealed, ttl::of(token, own.codec.clock.now()), Removal::Undone).await
+            let sealed = backend.codec.seal_token(key, token, version)?;
+            backend.import(key, version, sealed, ttl::of(token, backend.codec.clock.now()), Removal::Undone).await
         });
         for written in join_all(imports).await {
             written?;
         }
         for (key, token) in tokens.first().into_iter().chain(tokens.last()) {
-            own.note_connection(&key.connection, ttl::of(token, own.codec.clock.now())).await;
+            backend.note_connection(&key.connection, ttl::of(token, backend.codec.clock.now())).await;
         }
         Ok(())
     }
@@ -165,7 +165,7 @@ impl Backend {
         )))
     }
 
-    /// Writes `resealed` if `present` has not changed.
+    /// Writes `resealed` if `current` has not changed.
     async fn replace(&self, table: Table, name: &[u8], present: &[u8], resealed: Vec<u8>) -> Result<bool, StoreError> {
         let mut call = match (table, record::key_of(name)) {
             (Table::Tokens, Some(key)) => self.scripts.replace.key(self.names.token(&key)),
@@ -201,13 +201,14 @@ impl Records for RedisRecords {
     }
 
     fn count(&self) -> Result<u64, StoreError> {
-        let own = &self.backend;
+        let backend = &self.backend;
         self.runtime.block_on(async {
-            let connections: Vec<String> = own.link.query(redis::cmd("SMEMBERS").arg(own.names.connections())).await?;
-            let mut count: u64 = own.link.query(redis::cmd("HLEN").arg(own.names.secrets())).await?;
-            count += own.present_catalog().await?.catalog.entries.len() as u64;
+            let connections: Vec<String> =
+                backend.link.query(redis::cmd("SMEMBERS").arg(backend.names.connections())).await?;
+            let mut count: u64 = backend.link.query(redis::cmd("HLEN").arg(backend.names.secrets())).await?;
+            count += backend.present_catalog().await?.catalog.entries.len() as u64;
             for connection in connections.iter().filter_map(|text| Name::parse(text)) {
-                count += own.link.query::<u64>(redis::cmd("ZCARD").arg(own.names.index(&connection))).await?;
+                count += backend.link.query::<u64>(redis::cmd("ZCARD").arg(backend.names.index(&connection))).await?;
             }
             Ok(count)
         })
@@ -244,7 +245,7 @@ impl Records for RedisRecords {
         })
     }
 
-    fn resealed(&self) -> Result<(), StoreError> {
+    fn finish_reseal(&self) -> Result<(), StoreError> {
         let link = &self.backend.link;
         self.runtime.block_on(async { link.run::<Value>(&link.check_record.put(IfExists::Replace)?).await }).map(drop)
     }

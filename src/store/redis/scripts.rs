@@ -83,7 +83,7 @@ return 0
 ";
 
 /// KEYS: lease, token, index, spending, removed, backoff. ARGV: instance, term. Returns nothing if another instance has
-/// the lease, else: holder, version of its first write, version of the present record or removal, 1 if the outcome of
+/// the lease, else: holder, version of its first write, version of the current record or removal, 1 if the outcome of
 /// the last refresh is unknown, remaining and elapsed milliseconds of the backoff, and its text. An instance that
 /// already has the lease gets it again: the reply to its first call was lost.
 const ACQUIRE: &str = r"
@@ -214,14 +214,14 @@ local function secret_version(key, name)
 end
 ";
 
-/// Compare and swap. KEYS: token, or catalog. ARGV: present record, resealed record.
+/// Compare and swap. KEYS: token, or catalog. ARGV: current record, resealed record.
 const REPLACE: &str = r"
 if not is(KEYS[1], 'string') or redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 1
 ";
 
-/// Compare and swap. KEYS: hash. ARGV: present record, resealed record, field.
+/// Compare and swap. KEYS: hash. ARGV: current record, resealed record, field.
 const REPLACE_FIELD: &str = r"
 if redis.call('HGET', KEYS[1], ARGV[3]) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[3], ARGV[2])
@@ -298,28 +298,28 @@ pub struct Scripts {
 impl Scripts {
     pub fn new() -> Scripts {
         let script = |parts: &[&str]| Script::new(&parts.concat());
-        let own = VERSION_OF.replace("MOST", &VALUE_BYTES_MAX.to_string());
+        let version_of = VERSION_OF.replace("MOST", &VALUE_BYTES_MAX.to_string());
         Scripts {
             get: script(&[GET, GET_ONE]),
             get_many: script(&[GET, GET_MANY]),
             field: script(&[FIELD]),
-            acquire: script(&[&own, ACQUIRE]),
-            doubt: script(&[&own, DOUBT]),
-            removed: script(&[&own, REMOVED]),
-            renew: script(&[&own, RENEW]),
-            backoff: script(&[&own, ANNOUNCE_BACKOFF]),
-            release: script(&[&own, RELEASE]),
-            save: script(&[&own, INDEX, SAVE]),
-            forget: script(&[&own, FORGET]),
-            import: script(&[&own, INDEX, IMPORT]),
-            replace: script(&[&own, REPLACE]),
+            acquire: script(&[&version_of, ACQUIRE]),
+            doubt: script(&[&version_of, DOUBT]),
+            removed: script(&[&version_of, REMOVED]),
+            renew: script(&[&version_of, RENEW]),
+            backoff: script(&[&version_of, ANNOUNCE_BACKOFF]),
+            release: script(&[&version_of, RELEASE]),
+            save: script(&[&version_of, INDEX, SAVE]),
+            forget: script(&[&version_of, FORGET]),
+            import: script(&[&version_of, INDEX, IMPORT]),
+            replace: script(&[&version_of, REPLACE]),
             replace_field: script(&[REPLACE_FIELD]),
-            import_secret: script(&[&own, SECRET_VERSION, IMPORT_SECRET]),
-            put_secret: script(&[&own, PUT_SECRET]),
-            remove_secret: script(&[&own, SECRET_VERSION, REMOVE_SECRET]),
-            restore_secret: script(&[&own, SECRET_VERSION, RESTORE_SECRET]),
-            put_note: script(&[&own, PUT_NOTE]),
-            note_connection: script(&[&own, NOTE_CONNECTION]),
+            import_secret: script(&[&version_of, SECRET_VERSION, IMPORT_SECRET]),
+            put_secret: script(&[&version_of, PUT_SECRET]),
+            remove_secret: script(&[&version_of, SECRET_VERSION, REMOVE_SECRET]),
+            restore_secret: script(&[&version_of, SECRET_VERSION, RESTORE_SECRET]),
+            put_note: script(&[&version_of, PUT_NOTE]),
+            note_connection: script(&[&version_of, NOTE_CONNECTION]),
             definitions: DefinitionScripts::new(),
         }
     }

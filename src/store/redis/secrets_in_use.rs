@@ -11,6 +11,7 @@ use crate::sync::lock;
 pub struct SecretsInUse(Arc<Mutex<BTreeMap<String, (u64, Secret)>>>);
 
 impl SecretsInUse {
+    /// Secrets by name, each with its version. Never hold the guard across an await.
     pub fn lock(&self) -> MutexGuard<'_, BTreeMap<String, (u64, Secret)>> {
         lock(&self.0)
     }

@@ -1,9 +1,9 @@
-//! Tests against a real Redis: conformance, and behaviour of this store alone.
+//! Tests against a real Redis: conformance, and behaviour specific to this store.
 //!
 //! Not here: fleets of replicas (`tests/it/fleet`).
 
 mod definitions;
-mod kept;
+mod ttl;
 
 use tokio::time::{sleep, timeout};
 
@@ -12,7 +12,7 @@ use crate::model::connection::{Identity, OriginSet};
 use crate::model::secret::SealKey;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
 use crate::model::{RedisAt, RedisKind};
-use crate::store::{News, Refresh, conformance};
+use crate::store::{Notification, Refresh, conformance};
 use rig::Redis;
 
 #[path = "../../../tests/it/rig/redis.rs"]
@@ -117,7 +117,7 @@ async fn records_are_sealed_and_expire_with_their_tokens() {
     let (store, _tasks) = open(&redis, 1);
     let crm = key("crm", None);
     for key in [&crm, &key("crm", Some("a")), &key("crm", Some("b"))] {
-        save(&store, key, rotating("t")).await.expect("it is saved");
+        save(&store, key, rotating("t")).await.expect("save succeeds");
     }
     redis.cli(&["DEL", "keybearer:{crm}:token:default/a"]).await;
     assert_eq!(store.list(&crm.connection, None, 10).await.expect("a page").len(), 2);
@@ -126,10 +126,10 @@ async fn records_are_sealed_and_expire_with_their_tokens() {
     let ttl = async |key: &str| redis.cli(&["PTTL", key]).await.parse::<u64>().expect("a TTL") / 1000;
     let day = 24 * 3600;
     assert!((399 * day..=401 * day).contains(&ttl("keybearer:{crm}:token:default").await));
-    save(&store, &crm, token("t", Refresh::None)).await.expect("it is saved");
+    save(&store, &crm, token("t", Refresh::None)).await.expect("save succeeds");
     assert!((600..=661).contains(&ttl("keybearer:{crm}:token:default").await));
     let refused = Refresh::Refused { error: "invalid_grant".to_owned() };
-    save(&store, &crm, token("t", refused)).await.expect("it is saved");
+    save(&store, &crm, token("t", refused)).await.expect("save succeeds");
     assert!((29 * day..=31 * day).contains(&ttl("keybearer:{crm}:token:default").await));
 
     let (wrong, _tasks) = open(&redis, 2);
@@ -144,13 +144,13 @@ async fn the_index_does_not_keep_expired_records() {
     let (store, _tasks) = open(&redis, 1);
     let subjects: Vec<String> = (0..60).map(|number| format!("s{number}")).collect();
     for subject in &subjects {
-        save(&store, &key("crm", Some(subject)), rotating("t")).await.expect("it is saved");
+        save(&store, &key("crm", Some(subject)), rotating("t")).await.expect("save succeeds");
         redis.cli(&["DEL", &format!("keybearer:{{crm}}:token:default/{subject}")]).await;
     }
     let count = async || redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await.parse::<usize>().expect("a number");
     let end = Instant::now() + 15 * SECOND;
     loop {
-        save(&store, &key("crm", None), rotating("t")).await.expect("it is saved");
+        save(&store, &key("crm", None), rotating("t")).await.expect("save succeeds");
         if count().await == 1 {
             break;
         }
@@ -163,7 +163,7 @@ async fn the_index_does_not_keep_expired_records() {
 async fn secrets_are_sealed_and_a_note_has_a_ttl() {
     let redis = Redis::start().await;
     let ((store, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
-    store.put_secret("vault", Secret::new("s3cr3t")).await.expect("it is saved");
+    store.put_secret("vault", Secret::new("s3cr3t")).await.expect("save succeeds");
     assert_eq!(other.secret("vault").await, Ok(Some(Secret::new("s3cr3t"))));
     assert!(!redis.cli(&["HGETALL", "keybearer:{secrets}:secrets"]).await.contains("s3cr3t"));
     let ends = Clock::system().now().wall + 60 * SECOND;
@@ -178,7 +178,7 @@ async fn secrets_are_sealed_and_a_note_has_a_ttl() {
 async fn a_lost_secret_is_written_back_unless_it_was_removed_or_replaced() {
     let mut redis = Redis::start().await;
     let ((early, _t), (late, _u), (admin, _v)) = (open(&redis, 1), open(&redis, 1), open(&redis, 1));
-    let put = async |name: &str, text: &str| admin.put_secret(name, Secret::new(text)).await.expect("it is saved");
+    let put = async |name: &str, text: &str| admin.put_secret(name, Secret::new(text)).await.expect("save succeeds");
     let read = async |store: &RedisStore, name: &str| store.secret(name).await.expect("Redis replies");
     put("kept", "one").await;
     put("removed", "r").await;
@@ -214,15 +214,15 @@ async fn a_lost_secret_is_written_back_unless_it_was_removed_or_replaced() {
 async fn replicas_are_notified_of_changes_and_interruptions() {
     let mut redis = Redis::start().await;
     let ((one, _t), (other, tasks)) = (open(&redis, 1), open(&redis, 1));
-    let mut news = other.backend.news();
+    let mut notifications = other.backend.subscribe();
     other.follow(&tasks);
-    assert_eq!(timeout(5 * SECOND, news.recv()).await.expect("in time"), Ok(News::Missed));
+    assert_eq!(timeout(5 * SECOND, notifications.recv()).await.expect("no timeout"), Ok(Notification::Missed));
     let key = key("crm", Some("ann"));
     // A replica is not notified of its own changes.
-    save(&other, &key, rotating("own")).await.expect("it is saved");
-    save(&one, &key, rotating("t")).await.expect("it is saved");
-    assert_eq!(timeout(SECOND, news.recv()).await.expect("in time"), Ok(News::Changed(key)));
+    save(&other, &key, rotating("own")).await.expect("save succeeds");
+    save(&one, &key, rotating("t")).await.expect("save succeeds");
+    assert_eq!(timeout(SECOND, notifications.recv()).await.expect("no timeout"), Ok(Notification::Changed(key)));
     redis.stop().await;
     redis.start_again().await;
-    assert_eq!(timeout(5 * SECOND, news.recv()).await.expect("in time"), Ok(News::Missed));
+    assert_eq!(timeout(5 * SECOND, notifications.recv()).await.expect("no timeout"), Ok(Notification::Missed));
 }

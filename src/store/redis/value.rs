@@ -4,16 +4,16 @@ use redis::{FromRedisValue, ParsingError, Value as Reply};
 
 use crate::store::StoreError;
 
-/// Values above this size are not fetched; keybearer writes none.
+/// Values above this size are not fetched; Keybearer writes none.
 pub const VALUE_BYTES_MAX: usize = 256 * 1024;
 
-const FOREIGN: &str = "the value under its key in Redis was not written by keybearer";
-const TOO_LARGE: &str = "the value under its key in Redis is larger than any keybearer record";
+const FOREIGN: &str = "the value under its key in Redis was not written by Keybearer";
+const TOO_LARGE: &str = "the value under its key in Redis is larger than any Keybearer record";
 
 pub enum Value {
     None,
     Bytes(Vec<u8>),
-    /// Of a type that keybearer does not write there.
+    /// A Redis type that Keybearer does not store under this key.
     Foreign,
     /// Larger than [`VALUE_BYTES_MAX`].
     Large,

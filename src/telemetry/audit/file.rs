@@ -24,7 +24,7 @@ use crate::sync::lock;
 
 /// Capacity of the queue: a few MiB, since `Clean` bounds each line.
 const QUEUE_LINES_MAX: usize = 8192;
-/// Most lines in one write.
+/// Maximum number of lines in one write.
 const BATCH_LINES_MAX: usize = 256;
 /// Retry interval of a failed write.
 const WRITE_RETRY_INTERVAL: Duration = Duration::from_secs(1);

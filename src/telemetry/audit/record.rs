@@ -34,7 +34,7 @@ impl Kind {
     }
 }
 
-/// A person who acts on the admin side. `from`: the peer address, if a request of theirs is being served.
+/// A person who acts on the admin side. `from`: the peer address, if the person sent a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Person {
     /// `None`: the holder of a connect link.
@@ -107,7 +107,7 @@ pub struct Request<'a> {
     /// A token was to be injected into the request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub injected: Option<bool>,
-    /// The response was sent to its end.
+    /// The whole response was sent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub complete: Option<bool>,
 }

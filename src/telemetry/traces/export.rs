@@ -28,7 +28,7 @@ use crate::telemetry::Clean;
 
 /// Capacity of the span queue.
 const QUEUE_MAX: usize = 2048;
-/// Most spans in one request.
+/// Maximum number of spans in one request.
 const BATCH_MAX: usize = 512;
 /// Maximum delay of a span that waits for its batch to fill.
 const BATCH_DELAY: Duration = Duration::from_secs(1);

@@ -59,7 +59,8 @@ pub(super) fn is_root(certificate: &CertificateDer<'_>) -> bool {
 /// Reads PEM certificates from a file that may contain other items.
 ///
 /// # Errors
-/// [`CaError::Certificate`] if there is none or a malformed one; [`CaError::NotCa`] if the first is not a CA certificate.
+/// [`CaError::Certificate`] if there is none or a malformed one; [`CaError::NotCa`] if the first is not a CA
+/// certificate.
 pub fn read_certificates(pem: &[u8]) -> Result<Roots, CaError> {
     let chain = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
     let chain = chain.map_err(|_| CaError::Certificate)?;
@@ -100,7 +101,7 @@ pub fn make_ca(name: &str, hosts: &[Host], wall: WallTime) -> Result<NewCa, rcge
     Ok(NewCa { certificate_pem, key_pem: Secret::new(key.serialize_pem()) })
 }
 
-/// A name type without a permitted subtree is unconstrained (RFC 5280 §4.2.1.10), so it is excluded as a whole.
+/// A name type without a permitted subtree is unconstrained (RFC 5280 §4.2.1.10), so all of its names are excluded.
 fn constraints(hosts: &[Host]) -> NameConstraints {
     let mut excluded_subtrees = Vec::new();
     if !hosts.iter().any(|host| matches!(host, Host::Ip(_))) {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use x509_parser::prelude::*;
 
+use super::ca::NewCa;
 use super::*;
 use crate::clock::Clock;
 use crate::model::secret::Secret;

@@ -49,7 +49,7 @@ pub struct PlanInput<'a> {
     pub shared: bool,
 }
 
-/// Further input under the lease.
+/// Additional input under the lease.
 #[derive(Debug, Clone, Copy)]
 pub struct LeaseState {
     /// An earlier holder marked the refresh token as being spent and has not saved the outcome.

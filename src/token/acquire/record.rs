@@ -47,7 +47,7 @@ pub enum Poll {
     Removed,
 }
 
-/// Whether a save can reach the store.
+/// How a save reaches the store, if it does.
 #[derive(Clone, Copy)]
 pub(super) enum Saving<'a> {
     Leased(&'a dyn Lease),
@@ -246,7 +246,7 @@ impl Acquirer {
                     subject = self.slot.key.subject_str(),
                     "unsaved token dropped; another replica has stored a newer token or removed it");
                 self.clear_record_cache();
-                self.slot.note_store_change();
+                self.slot.record_store_change();
                 return true;
             }
         }

@@ -76,9 +76,9 @@ impl Acquirer {
         response: Result<TokenSet, Failure>,
         sent_at: Now,
     ) -> Result<StoredToken, AcquireError> {
-        let own = &attempt.definition.connection;
+        let definition = &attempt.definition.connection;
         let is_refresh = matches!(request, TokenRequest::Refresh(..));
-        let grant = if is_refresh { "refresh_token" } else { own.grant.as_str() };
+        let grant = if is_refresh { "refresh_token" } else { definition.grant.as_str() };
         let (connection, profile) = (self.slot.key.connection.as_str(), self.slot.key.profile.as_str());
         let outcome = response.as_ref().map_or_else(|failure| failure.outcome().as_str(), |_| "ok");
         let took = self.clock.now().boot.since(sent_at.boot);
@@ -90,11 +90,11 @@ impl Acquirer {
             AcquireError::Server { failure, in_doubt }
         })?;
         Ok(StoredToken {
-            identity: own.identity(),
-            origins: Arc::new(own.origins()),
+            identity: definition.identity(),
+            origins: Arc::new(definition.origins()),
             access_token: set.access_token,
             obtained: sent_at,
-            lifetime: set.expires_in.unwrap_or(own.lifetimes.default_token_lifetime),
+            lifetime: set.expires_in.unwrap_or(definition.lifetimes.default_token_lifetime),
             scopes: set.scopes,
             refresh: set.refresh_token.map_or(Refresh::None, Refresh::Token),
             refresh_life: RefreshLife { since: Some(sent_at.wall), stated: set.refresh_token_expires_in },

@@ -54,9 +54,9 @@ impl Acquirer {
     /// The definition to revoke a record with, and the identity that it was granted under. The current definition if
     /// server and client are the same (its secret may be newer), else the superseded one, if it is known.
     fn issuer(&self, record: &StoredToken, current: &Arc<Definition>) -> Option<(Arc<Definition>, Identity)> {
-        let own = current.connection.identity();
-        if record.identity == own || record.identity.is_of_same_grant(&own) {
-            return Some((current.clone(), own));
+        let identity = current.connection.identity();
+        if record.identity == identity || record.identity.is_of_same_grant(&identity) {
+            return Some((current.clone(), identity));
         }
         let superseded = self.superseded.find(&self.slot.key, &record.identity)?;
         let issuer = |definition: &Definition| {

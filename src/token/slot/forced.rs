@@ -44,7 +44,7 @@ pub(super) struct Forced {
 }
 
 impl Forced {
-    /// Notes that the attempt has ended.
+    /// Records that the attempt has ended.
     pub(super) fn end(&mut self) {
         self.pending = None;
     }
@@ -117,7 +117,7 @@ impl TokenSlot {
     /// Resets the rejection backoff after the upstream accepted `token`, which was on trial.
     pub fn accept(&self, token: &InjectedToken) {
         token.is_on_trial.store(false, Ordering::Relaxed);
-        let is_current = self.state.load().token.as_ref().is_some_and(|own| own.generation == token.generation);
+        let is_current = self.state.load().token.as_ref().is_some_and(|current| current.generation == token.generation);
         if is_current {
             let mut forced = self.force();
             forced.rejections = 0;

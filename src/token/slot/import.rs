@@ -49,7 +49,7 @@ impl TokenSlot {
             NotSubmitted::Busy => NotImported::Busy,
             NotSubmitted::Closed => NotImported::NotProven(NoToken::Forgotten),
         })?;
-        self.usage.note_use();
+        self.usage.record_use();
         match tokio::time::timeout_at(deadline, outcome).await {
             Ok(Ok(outcome)) => outcome.map_err(NotImported::NotProven),
             Ok(Err(_)) => Err(NotImported::NotProven(NoToken::Forgotten)),

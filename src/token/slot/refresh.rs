@@ -32,7 +32,7 @@ impl TokenSlot {
         }
         let forced = self.force_refresh(&before, now, cause);
         forced.map_err(|retry_after| NotRefreshed::TooSoon { retry_after })?;
-        self.usage.note_use();
+        self.usage.record_use();
         self.demand.notify_one();
         loop {
             let state = self.state.load_full();

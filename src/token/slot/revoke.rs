@@ -20,7 +20,7 @@ pub struct Revoke {
     pub reply: oneshot::Sender<Result<Revoked, String>>,
 }
 
-/// Outcome of the revocation at the server. The slot has forgotten both tokens in any case.
+/// Outcome of the revocation at the server. The slot has forgotten both tokens, whatever the outcome.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Revoked {
     pub refresh_token: RevocationOutcome,

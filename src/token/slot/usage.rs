@@ -35,7 +35,7 @@ impl UsageCell {
         self.get() == Usage::InUse
     }
 
-    pub fn note_use(&self) {
+    pub fn record_use(&self) {
         self.0.store(Usage::InUse as u8, Ordering::SeqCst);
     }
 
@@ -97,7 +97,7 @@ impl TokenSlot {
             if self.changed.receiver_count() == 0 {
                 return;
             }
-            self.usage.note_use();
+            self.usage.record_use();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Backoff after failures and rejections, and what overrides it: a person, and the current token's end of use.
+//! Backoff after failures and rejections, and what overrides it: a person, and a current token that becomes unusable.
 
 use super::refresh_tokens::{empty_400, http, password, refused_grant, start, token_response, with_grant};
 use super::*;
@@ -57,13 +57,13 @@ async fn a_person_ignores_the_rejection_backoff_and_the_next_rejection_waits() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_refusal_is_retried_at_the_current_tokens_end_of_use() {
+async fn a_refusal_is_retried_once_the_current_token_is_unusable() {
     let engine = engine(100 * SECOND, Duration::ZERO, [token("old", Some(100 * SECOND)), refused(), refused()]);
-    let begun = Instant::now();
+    let started = Instant::now();
     engine.slot.wait_for_attempts(3).await;
-    let times: Vec<u64> = lock(&engine.script.times).iter().map(|at| (*at - begun).as_secs()).collect();
+    let times: Vec<u64> = lock(&engine.script.times).iter().map(|at| (*at - started).as_secs()).collect();
     assert!((50..=55).contains(&times[1]), "{times:?}");
-    assert_eq!(times[2], 95, "at its end of use");
+    assert_eq!(times[2], 95, "once the token is unusable");
     assert!(engine.fresh().is_none());
     sleep(800 * SECOND).await;
     assert_eq!(engine.script.calls(), 3, "then only rare probes");

@@ -1,4 +1,4 @@
-//! Which changes to its connection's definition a token survives.
+//! Changes to a connection's definition that its token survives, and those that replace it.
 
 use super::*;
 use crate::model::connection::ClientAuth;
@@ -45,7 +45,7 @@ async fn a_changed_identity_gets_a_new_token_and_the_old_one_is_no_longer_refres
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_fixed_definition_does_not_wait_for_the_next_probe() {
+async fn a_corrected_definition_does_not_wait_for_the_next_probe() {
     let engine = engine(60 * SECOND, Duration::ZERO, [refused()]);
     assert!(engine.token().await.is_err());
     let fixed = changed(|connection| connection.client_auth = ClientAuth::Body(vec![Secret::new("right")]));
@@ -102,17 +102,18 @@ async fn profiles_have_separate_tokens_and_lifetimes() {
             connection.scopes = vec![scope.to_owned()];
         })
     };
-    let ensure = |own: &Arc<Connection>| shared(engine.cache.ensure(own, Box::new(Source(engine.script.clone()))));
-    let (first, own) = (ensure(&read("a")), engine.slot.key.clone());
+    let ensure =
+        |connection: &Arc<Connection>| shared(engine.cache.ensure(connection, Box::new(Source(engine.script.clone()))));
+    let (first, connection_key) = (ensure(&read("a")), engine.slot.key.clone());
     let token = first.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
     assert_eq!((first.key.to_string().as_str(), token.access_token.expose()), ("crm/read", "token-2"));
     assert!(Arc::ptr_eq(&engine.cache.get(&first.key).unwrap(), &first));
     // Redefine the profile, then remove it.
     let second = ensure(&read("b"));
-    engine.cache.retain(&HashSet::from([own.clone(), second.key.clone()]));
+    engine.cache.retain(&HashSet::from([connection_key.clone(), second.key.clone()]));
     let token = second.token(&engine.clock, Instant::now() + SECOND).await.unwrap();
     assert_eq!((token.access_token.expose(), engine.script.calls()), ("token-3", 3));
-    engine.cache.retain(&HashSet::from([own]));
+    engine.cache.retain(&HashSet::from([connection_key]));
     assert!(engine.cache.get(&second.key).is_none());
     assert_eq!((engine.token().await.as_deref(), engine.script.calls()), (Ok("token-1"), 3));
 }

@@ -1,4 +1,4 @@
-//! Fleets on simulated time: many replicas, each the real token cache, with a model of the shared store and of a server
+//! Fleets on simulated time: many replicas run the real token cache against models of the shared store and of a server
 //! that rotates refresh tokens and revokes the grant when one is reused.
 //!
 //! Property: no refresh token is sent twice, none is lost, and every replica that reaches the store has a token. Tested
@@ -10,7 +10,8 @@
 //! loses records. No client survives a server that rotates and whose response is lost: the old refresh token is then
 //! sent once more after the access token has expired.
 //! Larger fleets: a schedule has one lease, one record and one mark, however many replicas wait. Each further replica
-//! adds one load, at most one attempt to take the lease, and one message per rotation (`what_grows_with_the_fleet`).
+//! adds one load, at most one attempt to take the lease, and one message per rotation
+//! (`a_larger_fleet_adds_only_bounded_store_load`).
 
 mod model;
 
@@ -21,7 +22,7 @@ use model::{Handle, Odds, ROLLBACK_MAX, SimulatedEndpoint, SimulatedStore, World
 
 /// Lifetime of an access token. A refresh is due after 300 to 330 s; the token is usable for 595 s.
 const LIFETIME: Duration = Duration::from_secs(600);
-/// Maximum pause of a replica. Shorter than the time from the latest due time to the end of use, minus an outage of
+/// Maximum pause of a replica. Shorter than the time for which a due token stays usable, minus an outage of
 /// half this length, the maximum backoff, a lease term and the longest call.
 const PAUSE_MAX: Duration = Duration::from_secs(110);
 /// Maximum time that a healthy replica may lack a token: two consecutive lost token requests.
@@ -69,7 +70,7 @@ impl Fleet {
             let (events, audit) = (Events::default(), Audit::default());
             let cache = TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone(), events, audit);
             let slot = shared(cache.ensure(&connection, Box::new(SimulatedEndpoint(handle.clone(), clock.clone()))));
-            tasks.spawn("news", Arc::new(cache).follow_store_changes());
+            tasks.spawn("store notifications", Arc::new(cache).follow_store_changes());
             (handle, slot)
         };
         let replicas = (0..count).map(join).collect();
@@ -80,32 +81,33 @@ impl Fleet {
         pick(lock(&self.world).random())
     }
 
-    fn span(&self, least: Duration, most: Duration) -> Duration {
-        Duration::from_millis(self.random(|random| random.u64(least.as_millis() as u64..=most.as_millis() as u64)))
+    fn random_span(&self, min: Duration, max: Duration) -> Duration {
+        Duration::from_millis(self.random(|random| random.u64(min.as_millis() as u64..=max.as_millis() as u64)))
     }
 
     async fn inject_fault(&self, fault: Fault) {
-        let one = |fleet: &Fleet| fleet.replicas[fleet.random(|random| random.usize(..fleet.replicas.len()))].0.clone();
+        let any_replica =
+            |fleet: &Fleet| fleet.replicas[fleet.random(|random| random.usize(..fleet.replicas.len()))].0.clone();
         match (fault, self.random(|random| random.u8(..4))) {
             (Fault::Silence, _) => {}
             (Fault::Absence, 0) => {
-                let span = self.span(SECOND, PAUSE_MAX / 2);
+                let span = self.random_span(SECOND, PAUSE_MAX / 2);
                 lock(&self.world).take_down(span);
                 self.replicas.iter().for_each(|(handle, _)| handle.cut(span));
                 sleep(span).await;
                 lock(&self.world).reconnect();
             }
             (Fault::Absence, 1) => {
-                let (handle, span) = (one(self), self.span(SECOND, PAUSE_MAX));
+                let (handle, span) = (any_replica(self), self.random_span(SECOND, PAUSE_MAX));
                 handle.cut(span);
                 self.tasks.spawn("reconnect", async move {
                     sleep(span).await;
                     handle.reconnect().await;
                 });
             }
-            (Fault::Absence, _) => one(self).pause(self.span(SECOND, PAUSE_MAX)),
+            (Fault::Absence, _) => any_replica(self).pause(self.random_span(SECOND, PAUSE_MAX)),
             (Fault::Loss, kind) => {
-                let back = self.span(Duration::ZERO, ROLLBACK_MAX);
+                let back = self.random_span(Duration::ZERO, ROLLBACK_MAX);
                 lock(&self.world).lose_records((kind < 2).then_some(back));
                 lock(&self.world).reconnect();
             }
@@ -118,14 +120,14 @@ impl Fleet {
         let (faults_end, end) = (Instant::now() + 3 * LIFETIME, Instant::now() + 4 * LIFETIME + LIFETIME / 2);
         {
             let mut world = lock(&self.world);
-            world.odds = Odds { store: 0.01, news: 0.02, refused: 0.02, ..Odds::default() };
+            world.odds = Odds { store: 0.01, notification: 0.02, refused: 0.02, ..Odds::default() };
             match fault {
                 Fault::Absence => (world.odds.pause, world.pause_max) = (0.05, PAUSE_MAX),
                 Fault::Loss => world.odds.loss = 0.1,
                 Fault::Silence => world.odds.lost = 0.1,
             }
         }
-        let mut next = Instant::now() + self.span(Duration::ZERO, LIFETIME / 4);
+        let mut next = Instant::now() + self.random_span(Duration::ZERO, LIFETIME / 4);
         while Instant::now() < end {
             sleep(5 * SECOND).await;
             self.check_replicas(&mut without_token);
@@ -133,10 +135,10 @@ impl Fleet {
                 lock(&self.world).odds = Odds::default();
             } else if Instant::now() > next {
                 self.inject_fault(fault).await;
-                next = Instant::now() + self.span(LIFETIME / 20, LIFETIME / 2);
+                next = Instant::now() + self.random_span(LIFETIME / 20, LIFETIME / 2);
             }
         }
-        // No rotation is under way at the end.
+        // Wait for a rotation in progress.
         while lock(&self.world).is_held() {
             sleep(SECOND / 10).await;
         }
@@ -150,8 +152,8 @@ impl Fleet {
             let serves = state.token.as_ref().is_some_and(|token| token.is_usable(self.clock.now()));
             *without_token = if serves { None } else { without_token.or(Some(now)) };
             let since = without_token.map(|since| since.max(healthy_since));
-            let lack = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
-            assert!(lack <= UNAVAILABLE_MAX, "seed {}: no token for {lack:?}: {:?}", self.seed, state.last_failure);
+            let gap = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
+            assert!(gap <= UNAVAILABLE_MAX, "seed {}: no token for {gap:?}: {:?}", self.seed, state.last_failure);
         }
     }
 
@@ -164,12 +166,12 @@ impl Fleet {
         let newest = Refresh::Token(RefreshToken::parse(&format!("r{}", server.current)).unwrap());
         let stored = world.record().map(|record| record.refresh.clone());
         assert_eq!(stored, Some(newest), "seed {seed}: a refresh token was lost");
-        assert!(server.requests <= server.rotations + server.lost, "seed {seed}: useless token requests");
+        assert!(server.requests <= server.rotations + server.lost, "seed {seed}: unnecessary token requests");
         assert!(server.rotations >= 5, "seed {seed}: only {} rotations", server.rotations);
         for (_, slot) in &self.replicas {
             let state = slot.state();
             let token = state.token.as_ref().unwrap_or_else(|| panic!("seed {seed}: {:?}", state.last_failure));
-            assert!(server.is_alive(token.access_token.expose()), "seed {seed}: a dead token is in use");
+            assert!(server.is_alive(token.access_token.expose()), "seed {seed}: a revoked token is in use");
         }
     }
 }
@@ -189,8 +191,8 @@ fn run_schedules(fault: Fault, replicas: usize, seeds: std::ops::Range<u64>) {
     let fails = |seed: &u64| std::panic::catch_unwind(|| run(*seed)).is_err();
     let failed: Vec<u64> = std::thread::scope(|scope| {
         let halves = [0, 1].map(|odd| {
-            let own = seeds.clone().filter(move |seed| seed % 2 == odd);
-            scope.spawn(move || own.filter(fails).collect::<Vec<_>>())
+            let half = seeds.clone().filter(move |seed| seed % 2 == odd);
+            scope.spawn(move || half.filter(fails).collect::<Vec<_>>())
         });
         halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
     });
@@ -246,12 +248,12 @@ async fn an_unsaved_token_is_saved_once_the_store_is_reachable_again() {
 async fn after_a_gateways_504_no_replica_reuses_the_refresh_token_while_the_token_is_usable() {
     let fleet = Fleet::start(1, 3);
     lock(&fleet.world).odds.gateway = 1.0;
-    let begun = Instant::now();
+    let started = Instant::now();
     while lock(&fleet.world).server.requests == 0 {
         sleep(SECOND / 10).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(340), "{:?}", begun.elapsed());
-    sleep(Duration::from_secs(590).saturating_sub(begun.elapsed())).await;
+    assert!(started.elapsed() < Duration::from_secs(340), "{:?}", started.elapsed());
+    sleep(Duration::from_secs(590).saturating_sub(started.elapsed())).await;
     let server = &lock(&fleet.world).server;
     assert_eq!((server.requests, server.spent_twice), (1, 0));
 }
@@ -260,7 +262,7 @@ async fn after_a_gateways_504_no_replica_reuses_the_refresh_token_while_the_toke
 #[tokio::test(start_paused = true)]
 async fn a_revocation_reaches_every_replica_within_the_poll_interval_without_notifications() {
     let fleet = Fleet::start(1, 3);
-    lock(&fleet.world).odds.news = 1.0;
+    lock(&fleet.world).odds.notification = 1.0;
     sleep(SECOND).await;
     let serving = || {
         let serves = |slot: &TokenSlot| slot.state().token.is_some();
@@ -277,9 +279,9 @@ async fn a_revocation_reaches_every_replica_within_the_poll_interval_without_not
     assert!(lock(&fleet.world).record().is_none(), "no replica writes it back");
 }
 
-/// Evidence for the argument about larger fleets.
+/// Checks the claim about larger fleets in this file's header.
 #[test]
-fn what_grows_with_the_fleet() {
+fn a_larger_fleet_adds_only_bounded_store_load() {
     let count = |replicas: usize| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build().unwrap();
         runtime.block_on(async {
@@ -299,7 +301,7 @@ fn what_grows_with_the_fleet() {
     for replicas in [3, 10, 50, 200] {
         let (steps, messages) = count(replicas);
         println!("{replicas} replicas: {steps:.1} steps and {messages:.2} messages for each rotation and replica");
-        // One poll a minute and one per notification, the lease holder's steps, and attempts to take the lease.
+        // One poll a minute and one per notification, the steps under the lease, and attempts to take it.
         assert!(steps < 20.0 && messages <= 1.0, "{replicas}: {steps} {messages}");
     }
 }

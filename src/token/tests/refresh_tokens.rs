@@ -180,15 +180,15 @@ async fn a_refused_refresh_token_waits_for_a_person_even_after_a_restart() {
 /// The server may have rotated the token before it failed, and some servers revoke the grant when a refresh token is
 /// reused.
 #[tokio::test(start_paused = true)]
-async fn a_refresh_without_a_response_is_retried_only_at_the_tokens_end_of_use() {
+async fn a_refresh_without_a_response_is_retried_only_once_the_token_is_unusable() {
     let lost = || Err(Failure::Retryable { reason: Reason::ConnectionLost, retry_after: None, detail: None });
     for unknown in [lost(), http(500), http(502), http(504), http(524)] {
         let run = start(Arc::default(), password(), [token_response("a1", Some("r1")), unknown]);
-        let begun = Instant::now();
+        let started = Instant::now();
         run.engine.slot.wait_for_attempts(3).await;
         let times = lock(&run.engine.script.times).clone();
-        assert!(times[1] - begun <= 34 * SECOND, "ahead of expiry");
-        assert_eq!((times[2] - begun).as_secs(), 55, "retried at its end of use");
+        assert!(times[1] - started <= 34 * SECOND, "ahead of expiry");
+        assert_eq!((times[2] - started).as_secs(), 55, "retried once the token is unusable");
         assert_eq!(run.spent(), ["r1", "r1"]);
         assert!(run.engine.fresh().is_some());
     }

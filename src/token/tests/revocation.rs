@@ -18,7 +18,7 @@ fn revoked(run: &Instance) -> Vec<String> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_refresh_token_is_revoked_before_the_access_token_and_neither_is_sent_again() {
+async fn the_refresh_token_is_revoked_before_the_access_token_and_neither_is_used_again() {
     let run =
         start(Default::default(), password(), [token_response("a1", Some("r1")), token_response("a2", Some("r2"))]);
     run.engine.token().await.unwrap();
@@ -62,11 +62,11 @@ fn with_ten_hour_refresh_token() -> Arc<Connection> {
     Arc::new(Connection { lifetimes, grant, ..Connection::sample("crm") })
 }
 
-/// Seconds from `begun` to the expected expiry of the refresh token.
-async fn expires_after(run: &Instance, begun: WallTime) -> Option<f64> {
+/// Seconds from `started` to the expected expiry of the refresh token.
+async fn expires_after(run: &Instance, started: WallTime) -> Option<f64> {
     run.engine.token().await.unwrap();
     let ends = run.engine.fresh().unwrap().granted.refresh_token_ends;
-    ends.map(|ends| (ends.as_secs_f64() - begun.as_secs_f64()).round())
+    ends.map(|ends| (ends.as_secs_f64() - started.as_secs_f64()).round())
 }
 
 #[tokio::test(start_paused = true)]
@@ -82,15 +82,15 @@ async fn a_repeated_or_missing_refresh_token_does_not_extend_its_lifetime() {
         with_expiry("a4", "r2", 100),
     ];
     let run = start(Default::default(), with_ten_hour_refresh_token(), results);
-    let begun = run.engine.clock.now().wall;
-    assert_eq!(expires_after(&run, begun).await, Some(36_000.0));
+    let started = run.engine.clock.now().wall;
+    assert_eq!(expires_after(&run, started).await, Some(36_000.0));
     // The next refresh is due after 30 to 33 seconds.
     for wait in [45, 30] {
         sleep(wait * SECOND).await;
-        assert_eq!(expires_after(&run, begun).await, Some(36_000.0));
+        assert_eq!(expires_after(&run, started).await, Some(36_000.0));
     }
     sleep(30 * SECOND).await;
-    let stated = expires_after(&run, begun).await.unwrap();
+    let stated = expires_after(&run, started).await.unwrap();
     assert!((190.0..200.0).contains(&stated), "{stated}: the stated lifetime, from the time of the request");
 }
 
@@ -111,9 +111,9 @@ async fn each_callers_token_is_exchanged_once_and_not_stored() {
         panic!("slots of another kind")
     };
     let mut tokens = Vec::new();
-    for own in ["one", "other", "one"] {
-        let slot = slots.slot_of_token(&Secret::new(own));
-        assert!(!slot.key.to_string().contains(own));
+    for caller_token in ["one", "other", "one"] {
+        let slot = slots.slot_of_token(&Secret::new(caller_token));
+        assert!(!slot.key.to_string().contains(caller_token));
         let token = slot.token(&clock, Instant::now() + SECOND).await.unwrap();
         tokens.push(token.access_token.expose().to_owned());
     }

@@ -277,8 +277,8 @@ fn profiles_do_not_share_subjects() {
     with_real_timeout(async || {
         let run = subjects(Some(3600 * SECOND), 10);
         let profile = Name::parse("other").unwrap();
-        let own = Connection { tokens: Tokens::PerSubject, profile, ..Connection::sample("crm") };
-        let others = run.cache.ensure(&Arc::new(own), Box::new(Source(run.script.clone())));
+        let other_profile = Connection { tokens: Tokens::PerSubject, profile, ..Connection::sample("crm") };
+        let others = run.cache.ensure(&Arc::new(other_profile), Box::new(Source(run.script.clone())));
         let ann = Subject::parse("ann").unwrap();
         let other = others.slot(Some(&ann)).unwrap();
         other.token(&run.clock, Instant::now() + SECOND).await.unwrap();

@@ -2,14 +2,14 @@
 
 use serde_json::json;
 
-use super::{MANAGER, OPERATOR, ROWS, Stage, VIEWER, call, send, status, until};
+use super::{MANAGER, OPERATOR, ROWS, Stage, VIEWER, call, send, status, wait_until};
 use crate::rig::interception::{interception, interception_ca};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::Reply;
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
-async fn every_route_is_open_only_to_its_roles() {
+async fn every_operation_is_allowed_only_for_its_roles() {
     let stage = Stage::start().await;
     let document = stage.call("get", "/api/v1/openapi.json", VIEWER, None).await.json();
     assert_eq!(document["openapi"], "3.1.0");
@@ -153,7 +153,7 @@ async fn the_proxy_does_not_reach_the_admin_listener() {
         );
         let mut tunnel = Conn::open(proxy).await;
         tunnel.write(format!("CONNECT {host} HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).await;
-        let opened = until(&mut tunnel, "\r\n\r\n").await;
+        let opened = wait_until(&mut tunnel, "\r\n\r\n").await;
         if opened.starts_with("HTTP/1.1 200") {
             let request = format!("GET /api/v1/connections HTTP/1.1\r\nHost: {host}\r\n{lines}\r\n");
             tunnel.write(request.as_bytes()).await;
@@ -167,7 +167,7 @@ async fn the_proxy_does_not_reach_the_admin_listener() {
 async fn without_users_the_token_file_grants_access_to_the_api() {
     let sidecar = Sidecar::start("connections: []\n").await;
     let path = sidecar.dir.path().join("state/admin-token");
-    let token = std::fs::read_to_string(&path).expect("the token file");
+    let token = std::fs::read_to_string(&path).expect("a readable file");
     let (token, admin) = (token.trim_end(), sidecar.admin());
     assert!(token.len() == 43, "{} characters", token.len());
     assert_eq!(call(admin, "post", "/api/v1/reload", token, None).await.status, 200);
@@ -179,7 +179,7 @@ async fn without_users_the_token_file_grants_access_to_the_api() {
 #[tokio::test]
 async fn an_unwritable_state_directory_disables_only_the_api() {
     let sidecar = Sidecar::start("state_dir: /proc/keybearer\nconnections: []\n").await;
-    sidecar.logged("admin token file unusable").await;
+    sidecar.wait_for_log("admin token file unusable").await;
     assert_eq!(call(sidecar.admin(), "get", "/api/v1/connections", "anything", None).await.status, 401);
     assert_eq!(raw::get(sidecar.admin(), "/livez").await.status, 200);
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ACCESS_TOKEN, MANAGER, OPERATOR, Stage, VIEWER, send, until};
+use super::{ACCESS_TOKEN, MANAGER, OPERATOR, Stage, VIEWER, send, wait_until};
 use crate::rig::scripted::Reply;
 
 #[tokio::test]
@@ -112,7 +112,7 @@ async fn a_body_must_be_small_json() {
 async fn a_reload_responds_with_its_outcome() {
     let stage = Stage::start().await;
     let path = stage.sidecar.dir.path().join("keybearer.yaml");
-    let text = std::fs::read_to_string(&path).expect("the configuration");
+    let text = std::fs::read_to_string(&path).expect("a readable file");
     let reload = || stage.call("post", "/api/v1/reload", MANAGER, None);
     let mut events = stage.open_events().await;
     let unchanged = reload().await;
@@ -121,14 +121,14 @@ async fn a_reload_responds_with_its_outcome() {
     let refused = reload().await.json();
     assert_eq!((&refused["status"], &refused["code"]), (&json!(422), &json!("configuration_refused")));
     assert_eq!(refused["problems"][0]["path"], "connections[0].nonsense");
-    until(&mut events, "configuration_refused").await;
+    wait_until(&mut events, "configuration_refused").await;
     // The operator is demoted to a viewer.
     let fewer = text.replace("{name: o, role: operator,", "{name: o, role: viewer,");
     std::fs::write(&path, format!("workers: 7\n{fewer}")).expect("written");
     let applied = reload().await;
     let outcome = applied.json()["outcome"].clone();
-    // The file watch may have been first.
+    // The file watch may have applied the change first.
     assert!(applied.status == 200 && (outcome == "applied" || outcome == "unchanged"), "{}", applied.text());
-    until(&mut events, "\"restart_required\":[\"workers\"]").await;
+    wait_until(&mut events, "\"restart_required\":[\"workers\"]").await;
     assert_eq!(stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, None).await.status, 403);
 }

@@ -13,7 +13,7 @@ async fn command(stage: &Stage, token: &str, arguments: &[&str]) -> Output {
     let url = format!("http://{}", stage.sidecar.admin());
     let mut command = program();
     command.args(arguments).env("KEYBEARER_ADMIN_URL", url).env("KEYBEARER_ADMIN_TOKEN", token);
-    timeout(TIMEOUT, command.output()).await.expect("the command ends in time").expect("the command runs")
+    timeout(TIMEOUT, command.output()).await.expect("exits before the timeout").expect("the command starts")
 }
 
 #[tokio::test]
@@ -45,7 +45,7 @@ async fn commands_call_a_running_instance() {
 #[tokio::test]
 async fn commands_find_the_instance_and_its_token_by_the_configuration() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    let admin = taken.local_addr().expect("an address");
+    let admin = taken.local_addr().expect("a bound listener");
     drop(taken);
     // The commands cannot read the secret that the configuration refers to.
     let config = format!(
@@ -57,7 +57,7 @@ async fn commands_find_the_instance_and_its_token_by_the_configuration() {
     let file = sidecar.dir.path().join("keybearer.yaml");
     let run = |command: &'static str| {
         let file = file.clone();
-        async move { program().args([command, "--config"]).arg(file).output().await.expect("it runs") }
+        async move { program().args([command, "--config"]).arg(file).output().await.expect("the command starts") }
     };
     let shown = run("connections").await;
     assert!(shown.status.success() && text(&shown.stdout).contains("crm   inactive"), "{shown:?}");

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{ACCESS_TOKEN, CLIENT_SECRET, MANAGER, OPERATOR, ROWS, Stage, VIEWER, until};
+use super::{ACCESS_TOKEN, CLIENT_SECRET, MANAGER, OPERATOR, ROWS, Stage, VIEWER, wait_until};
 use crate::rig::raw;
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
     let tokens = stage.call("get", "/api/v1/connections/crm/tokens", VIEWER, None).await.json();
     assert_eq!((&tokens["cursor"], tokens["items"].as_array().map(Vec::len)), (&Value::Null, Some(1)));
     let token = &tokens["items"][0];
-    let keys: Vec<_> = token.as_object().expect("an object").keys().map(String::as_str).collect();
+    let keys: Vec<_> = token.as_object().expect("a JSON object").keys().map(String::as_str).collect();
     let expected =
         "expires_at last_attempt obtained_at profile refresh_at refresh_token_expires_at scopes state subject";
     assert_eq!(keys.join(" "), expected);
@@ -60,7 +60,7 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
 }
 
 #[tokio::test]
-async fn no_response_holds_a_token_or_a_secret() {
+async fn no_response_contains_a_token_or_a_secret() {
     let stage = Stage::start().await;
     let admin = stage.sidecar.admin();
     let mut events = stage.open_events().await;
@@ -72,7 +72,7 @@ async fn no_response_holds_a_token_or_a_secret() {
             shown += &format!("{:?}\n{}\n", response.headers, response.text());
         }
     }
-    shown += &until(&mut events, "token_obtained").await;
+    shown += &wait_until(&mut events, "token_obtained").await;
     shown += &raw::get(admin, "/metrics").await.text();
     shown += &raw::get(admin, "/readyz?verbose").await.text();
     shown += &stage.sidecar.log();

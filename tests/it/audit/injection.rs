@@ -70,7 +70,7 @@ async fn attack(scene: &Scene) {
     }
 }
 
-/// The authorization server sends the same pieces.
+/// Starts a proxy whose authorization server sends the same strings.
 async fn scene(top: &str) -> Scene {
     let refusing = |_: &Received, before: usize| match before % 3 {
         0 => Reply::json(400, &json!({"error": "invalid_grant", "error_description": FORGED})),
@@ -86,7 +86,10 @@ async fn check_lines(format: &str, audit: &str) {
     let mut scene = scene(&top("json")).await;
     if format == "text" {
         scene.write(&top(format), "");
-        scene.sidecar.until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |value| value == 1.0).await;
+        scene
+            .sidecar
+            .wait_for_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |value| value == 1.0)
+            .await;
     }
     attack(&scene).await;
     scene.sidecar.signal("TERM");

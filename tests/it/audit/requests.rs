@@ -89,14 +89,14 @@ async fn a_request_is_identified_by_our_id_and_the_callers() {
             received.head
         );
         let is = |record: &Value| record["path"] == path;
-        let records = scene.until("the record", |records| records.iter().any(is)).await;
+        let records = scene.wait_until("the record", |records| records.iter().any(is)).await;
         assert_eq!(records.iter().find(|record| is(record)).expect("it")["client_request_id"].as_str(), recorded);
     }
     let response = scene.get("http://scoped.test/x", "X-Request-Id: 0123456789abcdef\r\n").await.json();
     let id = response["request_id"].as_str().expect("an id").to_owned();
     assert_ne!(id, "0123456789abcdef");
-    scene.sidecar.logged(&format!("\"request_id\":\"{id}\"")).await;
-    until("our id is in the audit", || scene.lines_of_file().is_some_and(|text| text.contains(&id))).await;
+    scene.sidecar.wait_for_log(&format!("\"request_id\":\"{id}\"")).await;
+    wait_until("our id is in the audit", || scene.lines_of_file().is_some_and(|text| text.contains(&id))).await;
 }
 
 #[tokio::test]
@@ -124,7 +124,7 @@ async fn trace_context_is_passed_on_unchanged() {
 async fn each_failure_has_its_own_response_metric_and_log_line() {
     // No TLS: plain bytes in response to the ClientHello.
     let tls = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let tls_address = tls.local_addr().expect("an address");
+    let tls_address = tls.local_addr().expect("a bound listener");
     let no_tls = tokio::spawn(async move {
         while let Ok((mut stream, _)) = tls.accept().await {
             let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
@@ -195,6 +195,6 @@ async fn an_incomplete_head_that_is_refused_has_a_log_line() {
     let response = raw::send(scene.sidecar.proxy(), head.as_bytes()).await;
     assert_eq!(response.status, 431, "{}", response.text());
     let id = response.json()["request_id"].as_str().expect("an id").to_owned();
-    let line = scene.sidecar.logged(&id).await;
+    let line = scene.sidecar.wait_for_log(&id).await;
     assert!(line.contains("head_too_large") && line.contains("\"from\":\"127.0.0.1:"), "{line}");
 }

@@ -1,4 +1,4 @@
-//! `keybearer exec` and `env`: HTTP libraries configured by these alone.
+//! `keybearer exec` and `env`: HTTP libraries configured only by these commands.
 
 use std::collections::HashMap;
 use std::os::unix::process::ExitStatusExt as _;
@@ -68,7 +68,7 @@ impl Stage {
     /// The variables that `exec` adds to those of the test process.
     async fn variables(&self, arguments: &[&str]) -> HashMap<String, String> {
         let arguments = [arguments, &["--", "env"]].concat();
-        let output = end(self.command("exec", &arguments)).await;
+        let output = output_of(self.command("exec", &arguments)).await;
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         let own: HashMap<String, String> = std::env::vars().collect();
         let pairs = text(&output.stdout);
@@ -78,9 +78,9 @@ impl Stage {
     }
 }
 
-async fn end(mut command: Command) -> Output {
+async fn output_of(mut command: Command) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    timeout(TIMEOUT, output).await.expect("an end in time").expect("it runs")
+    timeout(TIMEOUT, output).await.expect("exits before the timeout").expect("the command starts")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -93,14 +93,14 @@ async fn clients_under_exec_call_https_urls_with_the_token() {
     let (python, node) = (python().display().to_string(), node().display().to_string());
     let script = |name: &str| peers_path(&format!("clients/{name}")).display().to_string();
     let java = script("Get.java");
-    let ask = "import sys, requests; print(requests.get(sys.argv[1]).status_code)";
+    let requests = "import sys, requests; print(requests.get(sys.argv[1]).status_code)";
     let httpx = "import sys, httpx; print(httpx.get(sys.argv[1]).status_code)";
     let urllib = "import sys, urllib.request as u; print(u.urlopen(sys.argv[1]).status)";
-    let fetch = "fetch(process.argv[1]).then((answer) => console.log(answer.status))";
+    let fetch = "fetch(process.argv[1]).then((response) => console.log(response.status))";
     let url = "https://api.test/x";
     let clients: [(&str, &[&str]); 8] = [
         ("curl", &["curl", "-q", "-sS", "-o", "/dev/null", "-w", "%{http_code}\n", url]),
-        ("requests", &[&python, "-c", ask, url]),
+        ("requests", &[&python, "-c", requests, url]),
         ("httpx", &[&python, "-c", httpx, url]),
         ("urllib", &[&python, "-c", urllib, url]),
         ("fetch", &[&node, "-e", fetch, url]),
@@ -109,7 +109,7 @@ async fn clients_under_exec_call_https_urls_with_the_token() {
         ("java URLConnection", &["java", &java, url, "connection"]),
     ];
     for (client, line) in clients {
-        let output = end(stage.command("exec", &[&["--"], line].concat())).await;
+        let output = output_of(stage.command("exec", &[&["--"], line].concat())).await;
         let stdout = text(&output.stdout);
         assert_eq!(stdout, "200\n", "{client}: {}\n{}", text(&output.stderr), stage.sidecar.log());
     }
@@ -130,12 +130,12 @@ async fn clients_under_exec_call_https_urls_with_the_token() {
 #[tokio::test]
 async fn exec_exits_like_its_command() {
     let stage = Stage::start("").await;
-    let ends = async |line: &[&str]| end(stage.command("exec", &[&["--"], line].concat())).await.status;
-    assert_eq!(ends(&["sh", "-c", "exit 7"]).await.code(), Some(7));
-    assert_eq!(ends(&["sh", "-c", "kill -TERM $$"]).await.signal(), Some(15));
-    assert_eq!(ends(&["no-such-command"]).await.code(), Some(127));
-    assert_eq!(ends(&["/"]).await.code(), Some(126));
-    assert_eq!(end(stage.command("exec", &[])).await.status.code(), Some(2), "no command");
+    let exit_status = async |line: &[&str]| output_of(stage.command("exec", &[&["--"], line].concat())).await.status;
+    assert_eq!(exit_status(&["sh", "-c", "exit 7"]).await.code(), Some(7));
+    assert_eq!(exit_status(&["sh", "-c", "kill -TERM $$"]).await.signal(), Some(15));
+    assert_eq!(exit_status(&["no-such-command"]).await.code(), Some(127));
+    assert_eq!(exit_status(&["/"]).await.code(), Some(126));
+    assert_eq!(output_of(stage.command("exec", &[])).await.status.code(), Some(2), "no command");
 }
 
 #[tokio::test]
@@ -158,21 +158,21 @@ async fn exec_sets_only_the_needed_variables() {
     assert!(!plain["JAVA_TOOL_OPTIONS"].contains("trustStore") && !stage.files().exists());
     let mut command = stage.command("exec", &["--", "sh", "-c", "echo \"$NO_PROXY\"; echo \"$JAVA_TOOL_OPTIONS\""]);
     command.env("NO_PROXY", ".corp, localhost").env("no_proxy", ".small,.corp").env("JAVA_TOOL_OPTIONS", "-Xmx64m");
-    let stdout = text(&end(command).await.stdout);
+    let stdout = text(&output_of(command).await.stdout);
     assert!(
         stdout.starts_with(".corp,localhost,.small,127.0.0.1,::1\n-Xmx64m -Dhttp.proxyHost=127.0.0.1 "),
         "{stdout}"
     );
     let mut command = stage.command("exec", &["--no-proxy", "a.test", "--", "sh", "-c", "echo \"$no_proxy\""]);
     command.env("no_proxy", ".small");
-    assert_eq!(text(&end(command).await.stdout), "a.test,localhost,127.0.0.1,::1\n");
+    assert_eq!(text(&output_of(command).await.stdout), "a.test,localhost,127.0.0.1,::1\n");
     let stage = Stage::start(&interception()).await;
     let mut command = stage.command("exec", &["--", "sh", "-c", "echo \"$PHP_INI_SCAN_DIR\""]);
     command.env("PHP_INI_SCAN_DIR", "/mine").env("SYSTEM_WGETRC", "/etc/mine");
-    let output = end(command).await;
+    let output = output_of(command).await;
     let files = stage.files().display().to_string();
     assert_eq!(text(&output.stdout), format!("/mine:{files}/interception-php\n"));
-    let replaced = format!("{files}/interception-wgetrc takes the place of /etc/mine");
+    let replaced = format!("{files}/interception-wgetrc replaces /etc/mine");
     assert!(text(&output.stderr).contains(&replaced), "{}", text(&output.stderr));
     let trusting = stage.variables(&[]).await;
     let own = std::fs::read_to_string(&interception_ca().0).expect("a certificate");
@@ -199,14 +199,14 @@ async fn a_callers_secret_is_in_the_proxy_url_if_it_is_readable() {
     );
     let stage = Stage::start(&(callers + &interception())).await;
     let curl = ["curl", "-q", "-s", "-o", "/dev/null", "-w", "%{http_code} %{http_connect}", "https://api.test/x"];
-    let run = async |arguments: &[&str]| end(stage.command("exec", &[arguments, &["--"], &curl].concat())).await;
+    let run = async |arguments: &[&str]| output_of(stage.command("exec", &[arguments, &["--"], &curl].concat())).await;
     assert_eq!(text(&run(&["--caller", "billing"]).await.stdout), "200 200");
     assert_eq!(text(&run(&[]).await.stdout), "000 407");
     assert_eq!(text(&run(&["--caller", "home"]).await.stdout), "000 407", "it has no secret to send");
     let output = run(&["--caller", "sealed"]).await;
     assert_eq!(output.status.code(), Some(2));
     assert!(
-        text(&output.stderr).contains("callers[1].secret.sha256: a digest cannot be sent"),
+        text(&output.stderr).contains("callers[1].secret.sha256: this secret is sent, so a digest is not enough"),
         "{}",
         text(&output.stderr)
     );
@@ -222,12 +222,12 @@ async fn env_prints_for_shells_and_containers() {
     let stage = Stage::start(&interception()).await;
     let expected = stage.variables(&[]).await;
     let print = async |shell: &str| {
-        let output = end(stage.command("env", &["--shell", shell])).await;
+        let output = output_of(stage.command("env", &["--shell", shell])).await;
         assert_eq!(output.status.code(), Some(0), "{shell}: {}", text(&output.stderr));
         text(&output.stdout)
     };
     let sh = print("sh").await;
-    let output = end({
+    let output = output_of({
         let mut command = Command::new("sh");
         command.args(["-c", &format!("{sh}\nenv")]).env_clear().env("PATH", "/usr/bin:/bin");
         command
@@ -247,7 +247,7 @@ async fn env_prints_for_shells_and_containers() {
     assert!(print("fish").await.contains("set -gx HTTPS_PROXY 'http://127.0.0.1:"));
     assert!(print("powershell").await.contains("$env:HTTPS_PROXY = 'http://127.0.0.1:"));
     // The configured port is 0 here, so the address must be given.
-    let output = end({
+    let output = output_of({
         let mut command = program();
         command.args(["env", "--config"]).arg(stage.config());
         command
@@ -283,7 +283,7 @@ async fn env_uses_the_configured_address() {
         if !caller.is_empty() {
             command.args(["--caller", caller]);
         }
-        let output = end(command).await;
+        let output = output_of(command).await;
         let stdout = text(&output.stdout);
         assert!(
             stdout.contains(&format!("export HTTP_PROXY='http://{expected}'\n")),

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::rig::interception::interception;
 use crate::rig::peers::{AuthorizationServer, GitServer, Peers, Upstream, node, peers_path, python};
 use crate::rig::scripted::{Reply, Scripted};
-use crate::rig::sidecar::{Sidecar, program, scale};
+use crate::rig::sidecar::{Sidecar, duration_factor, program};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Concurrent processes: a JVM and a compiler are among them.
@@ -52,7 +52,7 @@ fn clients() -> Vec<(&'static str, Vec<String>)> {
                  print(urllib3.ProxyManager(to).request('GET', 'THE_URL').status)",
             ]),
         ),
-        ("fetch", own(&[&node, "-e", "fetch('THE_URL').then((answer) => console.log(answer.status))"])),
+        ("fetch", own(&[&node, "-e", "fetch('THE_URL').then((response) => console.log(response.status))"])),
         (
             "undici",
             own(&[
@@ -94,7 +94,7 @@ fn clients() -> Vec<(&'static str, Vec<String>)> {
             ]),
         ),
     ];
-    if scale() > 1 {
+    if duration_factor() > 1 {
         clients.push(("Go", own(&["go", "run", &peers_path("clients/get.go").display().to_string(), "THE_URL"])));
         let [python, get, openssl] = [".dotnet/bin/python", "clients/dotnet.py", ".dotnet/openssl"].map(peers_path);
         let openssl = format!("LD_LIBRARY_PATH={}", openssl.display());
@@ -116,7 +116,7 @@ async fn exec(sidecar: &Sidecar, more: &[&str], line: &[String]) -> Output {
     // By default Node uses its built-in roots instead of the machine's.
     command.env("NODE_OPTIONS", "--use-openssl-ca").env("PYTHONDONTWRITEBYTECODE", "1");
     command.current_dir(peers_path("")).stdin(Stdio::null()).kill_on_drop(true);
-    timeout(TIMEOUT, command.output()).await.expect("an end in time").expect("it runs")
+    timeout(TIMEOUT, command.output()).await.expect("exits before the timeout").expect("the command starts")
 }
 
 async fn check(url: &str, status: &str, verdict: &str) {

@@ -1,4 +1,4 @@
-//! What README and docs show is true: every example configuration loads and its script works, every command exists, every
+//! The README and docs match the program: every example configuration loads and its script works, every command exists, every
 //! error has its section.
 //!
 //! Not here: links, anchors and the width of lines (`docs`).
@@ -25,7 +25,7 @@ async fn every_configuration_under_config_loads_without_a_problem() {
     for file in files {
         let text = std::fs::read_to_string(&file).expect("a readable file");
         run_header_commands(&text, file.parent().expect("a folder"));
-        let report = check(&file, &exported(&text)).await;
+        let report = check(&file, &header_variables(&text)).await;
         let none = Value::Array(vec![]);
         assert_eq!((&report["problems"], &report["warnings"]), (&none, &none), "{}", file.display());
     }
@@ -50,7 +50,7 @@ async fn send_request(
     let upstream = Scripted::upstream().await;
     let token_endpoint = Scripted::start(move |_, _| Reply::text(200, "text/plain", token_response)).await;
     let mut text = read(example);
-    for (name, value) in exported(&text) {
+    for (name, value) in header_variables(&text) {
         text = text.replace(&format!("{{env: {name}}}"), &value);
     }
     let text = text.replace("listeners: {proxy: 127.0.0.1:8080, admin: 127.0.0.1:8081}\n", "");
@@ -87,7 +87,7 @@ async fn the_signing_script_does_not_send_the_secret() {
 async fn the_xml_script_extracts_the_token_or_names_the_missing_element() {
     let send = async |token_response| {
         let target = ("archive.example.com", "/api/x");
-        send_request("script-xml-answer.yaml", "xml-answer.rhai", target, token_response).await
+        send_request("script-xml-response.yaml", "xml-response.rhai", target, token_response).await
     };
     let good = send("<?xml version=\"1.0\"?><session><token>abc</token><minutes>30</minutes></session>").await;
     assert_eq!((good.response.status, good.upstream.received()[0].values("x-session")), (200, vec!["abc"]));
@@ -97,7 +97,7 @@ async fn the_xml_script_extracts_the_token_or_names_the_missing_element() {
 }
 
 #[tokio::test]
-async fn the_script_for_failures_in_success_responses_tells_retryable_from_permanent() {
+async fn the_script_for_failures_in_success_responses_distinguishes_retryable_from_permanent() {
     let send = async |token_response| {
         let target = ("chat.example.com", "/api/x");
         send_request("script-failure-in-success.yaml", "failure-in-success.rhai", target, token_response).await
@@ -115,18 +115,18 @@ async fn the_script_for_failures_in_success_responses_tells_retryable_from_perma
 #[tokio::test]
 async fn every_configuration_in_readme_and_docs_loads_without_a_problem() {
     let shown = pages().into_iter().flat_map(|(page, text)| {
-        blocks(&text, "yaml").into_iter().map(move |block| (page.clone(), block)).collect::<Vec<_>>()
+        code_blocks(&text, "yaml").into_iter().map(move |block| (page.clone(), block)).collect::<Vec<_>>()
     });
     let shown: Vec<_> = shown.collect();
     assert!(shown.len() >= 10, "only {} blocks", shown.len());
     for (page, block) in shown {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let file = dir.path().join("keybearer.yaml");
-        std::fs::write(&file, whole(&block)).expect("a file");
+        std::fs::write(&file, complete_configuration(&block)).expect("a file");
         run_header_commands(&block, dir.path());
         let variables: Vec<_> = named_variables(&block).into_iter().map(|name| (name, "x".to_owned())).collect();
         let report = check(&file, &variables).await;
-        assert_eq!(report["problems"], Value::Array(vec![]), "{page}, in:\n{}", whole(&block));
+        assert_eq!(report["problems"], Value::Array(vec![]), "{page}, in:\n{}", complete_configuration(&block));
     }
 }
 
@@ -134,14 +134,14 @@ async fn every_configuration_in_readme_and_docs_loads_without_a_problem() {
 fn the_docs_list_every_example() {
     let text = page("docs/configuration.md");
     for entry in std::fs::read_dir(root().join("config/examples")).expect("a folder") {
-        let name = entry.expect("an entry").file_name().into_string().expect("UTF-8");
+        let name = entry.expect("a readable directory entry").file_name().into_string().expect("UTF-8");
         let row = |line: &str| line.starts_with('|') && line.contains(&format!("[{name}]"));
         assert!(text.lines().any(row), "{name} is in no table of docs/configuration.md");
     }
 }
 
 #[test]
-fn readme_and_docs_build_with_two_commands_and_they_exist() {
+fn readme_and_docs_show_exactly_two_build_commands_and_both_exist() {
     let lines = shell_lines();
     let building: Vec<_> =
         lines.iter().filter(|line| ["cargo ", "tests/", "./"].iter().any(|start| line.starts_with(start))).collect();
@@ -162,14 +162,14 @@ async fn every_keybearer_command_in_readme_and_docs_exists() {
     let commands: BTreeSet<_> = shown.chain(named).map(word).collect();
     assert!(["demo", "check", "run"].iter().all(|command| commands.contains(*command)), "{commands:?}");
     for command in commands {
-        let output = program().args([&command, "--help"]).output().await.expect("it runs");
+        let output = program().args([&command, "--help"]).output().await.expect("the command starts");
         assert!(output.status.success(), "keybearer {command} does not exist");
     }
 }
 
 #[test]
 fn the_docs_have_a_row_and_a_section_for_each_error() {
-    let source = std::fs::read_to_string(root().join("src/proxy/error.rs")).expect("the rows of the errors");
+    let source = std::fs::read_to_string(root().join("src/proxy/error.rs")).expect("a readable file");
     let page = page("docs/errors.md");
     let mut rows = 0;
     for row in source.split("Row(\"").skip(1) {
@@ -185,7 +185,7 @@ fn the_docs_have_a_row_and_a_section_for_each_error() {
 }
 
 /// Wraps a list of connections or routes in a whole configuration; returns anything else unchanged.
-fn whole(block: &str) -> String {
+fn complete_configuration(block: &str) -> String {
     let indented = |by: &str| block.lines().map(|line| format!("{by}{line}\n")).collect::<String>();
     let first = block.lines().find(|line| !line.starts_with('#')).unwrap_or_default();
     match first {
@@ -206,7 +206,7 @@ fn named_variables(block: &str) -> Vec<String> {
 }
 
 /// The variables in the header of a file: `# export NAME=value …`.
-fn exported(text: &str) -> Vec<(String, String)> {
+fn header_variables(text: &str) -> Vec<(String, String)> {
     let exports = text.lines().filter_map(|line| line.strip_prefix("# export "));
     let pairs = exports.flat_map(str::split_whitespace).filter_map(|word| word.split_once('='));
     pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
@@ -236,7 +236,13 @@ fn copy_folder(from: &Path) -> tempfile::TempDir {
 
 async fn check(file: &Path, variables: &[(String, String)]) -> Value {
     let pairs = variables.iter().map(|(name, value)| (name, value));
-    let output = program().args(["check", "--json", "--config"]).arg(file).envs(pairs).output().await.expect("it runs");
+    let output = program()
+        .args(["check", "--json", "--config"])
+        .arg(file)
+        .envs(pairs)
+        .output()
+        .await
+        .expect("the command starts");
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
 
@@ -247,7 +253,8 @@ fn page(name: &str) -> String {
 /// README and every page of `docs/`, by name.
 fn pages() -> Vec<(String, String)> {
     let entries = std::fs::read_dir(root().join("docs")).expect("docs/");
-    let names = entries.map(|entry| entry.expect("an entry").file_name().into_string().expect("UTF-8"));
+    let names =
+        entries.map(|entry| entry.expect("a readable directory entry").file_name().into_string().expect("UTF-8"));
     let mut names: Vec<_> = names.filter(|name| name.ends_with(".md")).map(|name| format!("docs/{name}")).collect();
     names.sort();
     names.insert(0, "README.md".to_owned());
@@ -256,12 +263,12 @@ fn pages() -> Vec<(String, String)> {
 
 /// The lines of every shell block in README and docs.
 fn shell_lines() -> Vec<String> {
-    let blocks = pages().into_iter().flat_map(|(_, text)| blocks(&text, "sh"));
+    let blocks = pages().into_iter().flat_map(|(_, text)| code_blocks(&text, "sh"));
     blocks.flat_map(|block| block.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
 }
 
 /// The text of each fenced code block in `language`.
-fn blocks(text: &str, language: &str) -> Vec<String> {
+fn code_blocks(text: &str, language: &str) -> Vec<String> {
     let open = format!("```{language}");
     let mut found = Vec::new();
     let mut lines = text.lines();
@@ -274,7 +281,7 @@ fn blocks(text: &str, language: &str) -> Vec<String> {
 pub fn yaml_files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
+        let path = entry.expect("a readable directory entry").path();
         if path.is_dir() {
             found.extend(yaml_files(&path));
         } else if path.extension().is_some_and(|extension| extension == "yaml") {

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::rig::sidecar::{Sidecar, program, root};
 use crate::rig::{peers, raw};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Ten problems of different kinds.
 const MAIN: &str = "\
@@ -125,7 +125,7 @@ async fn an_unreadable_key_or_certificate_is_reported_with_cause_and_remedy() {
         (
             presented("v1", "key"),
             "mutual_tls.certificate",
-            "v1 holds a certificate of X.509 version 1, which TLS here cannot",
+            "v1 holds a certificate of X.509 version 1, which cannot be presented over TLS",
         ),
         (presented("v1", "key"), "mutual_tls.certificate", "; reissue it as version 3"),
         ("authorization_server: {trust: [flat]}".to_owned(), "authorization_server.trust[0]", "instead of line breaks"),
@@ -184,7 +184,7 @@ async fn check_run_and_reload_report_the_same_problems() {
                 routes: [{host: api.test}]}\n";
     let sidecar = Sidecar::start(good).await;
     let file = sidecar.dir.path().join("keybearer.yaml");
-    let good = std::fs::read(&file).expect("the configuration");
+    let good = std::fs::read(&file).expect("a readable file");
     for (name, broken, expected) in corpus() {
         let log_lines_before = sidecar.log().lines().count();
         std::fs::write(&file, &broken).expect("a file");
@@ -212,14 +212,14 @@ async fn check_run_and_reload_report_the_same_problems() {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        let logged = timeout(PATIENCE, refused).await;
+        let logged = timeout(TIMEOUT, refused).await;
         assert!(logged.is_ok(), "{name}: the log does not contain\n{problems:#?}\nbut\n{}", sidecar.log());
         assert_eq!(sidecar.metric("keybearer_config_last_reload_successful").await, 0.0, "{name}");
-        let answer = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
-        assert_eq!(answer.code(), "connection_inactive", "{name}: the previous configuration is not in force");
+        let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
+        assert_eq!(response.code(), "connection_inactive", "{name}: the previous configuration is not in force");
     }
     std::fs::write(&file, good).expect("a file");
-    sidecar.until_metric("keybearer_config_last_reload_successful", |value| value == 1.0).await;
+    sidecar.wait_for_metric("keybearer_config_last_reload_successful", |value| value == 1.0).await;
 }
 
 /// Name, content, and the beginning of each problem: the files of `corpus`, and generated ones.
@@ -253,7 +253,7 @@ pub fn files() -> Vec<(String, String)> {
     assert!(files.len() >= 15, "{files:?}");
     files.sort_by_key(|entry| entry.as_ref().map(std::fs::DirEntry::path).ok());
     let read = |entry: std::io::Result<std::fs::DirEntry>| {
-        let entry = entry.expect("an entry");
+        let entry = entry.expect("a readable directory entry");
         (entry.file_name().into_string().expect("a name"), std::fs::read_to_string(entry.path()).expect("a text"))
     };
     files.into_iter().map(read).collect()
@@ -289,7 +289,7 @@ async fn bounded(command: &str, file: &Path) -> Output {
 
 async fn run_to_end(mut command: Command) -> Output {
     let output = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    timeout(PATIENCE, output).await.expect("it ends in time").expect("it runs")
+    timeout(TIMEOUT, output).await.expect("exits before the timeout").expect("the command starts")
 }
 
 fn lines(bytes: &[u8]) -> Vec<String> {

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
-use crate::rig::sidecar::{Sidecar, scale};
+use crate::rig::sidecar::{Sidecar, duration_factor};
 
 const LISTENERS: &str = "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}\n";
 const APPLIED: &str = "keybearer_config_reloads_total{outcome=\"applied\"}";
@@ -41,8 +41,8 @@ impl Sidecar {
         replace(&self.dir.path().join("keybearer.yaml"), text);
     }
 
-    async fn reloaded(&self, times: f64) {
-        self.until_metric(APPLIED, |value| value >= times).await;
+    async fn wait_for_reloads(&self, times: f64) {
+        self.wait_for_metric(APPLIED, |value| value >= times).await;
     }
 
     async fn token(&self) -> String {
@@ -65,14 +65,14 @@ async fn a_changed_file_is_reloaded_and_sighup_reloads_at_once() {
     let sidecar = Sidecar::start(&config("")).await;
     assert_eq!(sidecar.token().await, "Bearer token-1");
     sidecar.write(&config(", active: false"));
-    sidecar.reloaded(1.0).await;
+    sidecar.wait_for_reloads(1.0).await;
     assert_eq!(raw::get_through(sidecar.proxy(), "http://api.test/", "").await.code(), "connection_inactive");
     sidecar.write(&config(""));
     sidecar.signal("HUP");
-    sidecar.reloaded(2.0).await;
+    sidecar.wait_for_reloads(2.0).await;
     assert_eq!((sidecar.token().await.as_str(), server.count()), ("Bearer token-1", 1), "the token was in the store");
     sidecar.signal("HUP");
-    let line = sidecar.logged("configuration unchanged").await;
+    let line = sidecar.wait_for_log("configuration unchanged").await;
     assert!(line.contains("DEBUG"), "{line}");
     assert_eq!(sidecar.metric(APPLIED).await, 2.0);
 }
@@ -98,10 +98,10 @@ async fn other_files_written_in_the_folder_cause_no_reload() {
     assert!(reloads <= 1, "{reloads} reloads\n{}", sidecar.log());
     // A change is still noticed.
     sidecar.write(&text(", comments: changed"));
-    sidecar.reloaded(1.0).await;
+    sidecar.wait_for_reloads(1.0).await;
 }
 
-/// A file that a refused configuration lacks is watched for, wherever it is.
+/// A file missing from a refused configuration is watched for in any directory.
 #[tokio::test]
 async fn a_missing_file_that_appears_causes_a_reload() {
     let (server, upstream) = (Scripted::tokens(600).await, echo().await);
@@ -109,9 +109,9 @@ async fn a_missing_file_that_appears_causes_a_reload() {
     let sidecar = Sidecar::start(&config(&server, &upstream, "")).await;
     let file = elsewhere.path().join("secret");
     sidecar.write(&config(&server, &upstream, &format!(", client_secret: {{file: \"{}\"}}", file.display())));
-    sidecar.until_metric(SUCCESSFUL, |value| value == 0.0).await;
+    sidecar.wait_for_metric(SUCCESSFUL, |value| value == 0.0).await;
     replace(&file, "s3cret");
-    sidecar.reloaded(1.0).await;
+    sidecar.wait_for_reloads(1.0).await;
 }
 
 #[tokio::test]
@@ -121,11 +121,11 @@ async fn a_changed_secret_keeps_the_token_and_is_used_by_the_next_token_request(
     let sidecar = Sidecar::start_with(&config(&server, &upstream, more), &[("secret", "first")]).await;
     assert_eq!(sidecar.token().await, "Bearer token-1");
     replace(&sidecar.dir.path().join("secret"), "second\n");
-    sidecar.reloaded(1.0).await;
+    sidecar.wait_for_reloads(1.0).await;
     assert_eq!((sidecar.token().await.as_str(), server.count()), ("Bearer token-1", 1));
     // Another audience needs another token, which is requested with the new secret.
     sidecar.write(&config(&server, &upstream, &format!("{more}, audience: new")));
-    sidecar.reloaded(2.0).await;
+    sidecar.wait_for_reloads(2.0).await;
     assert_eq!(sidecar.token().await, "Bearer token-2");
     let bodies: Vec<_> = server.received().iter().map(|r| String::from_utf8_lossy(&r.body).into_owned()).collect();
     assert!(bodies[0].contains("client_secret=first"), "{bodies:?}");
@@ -141,10 +141,10 @@ async fn a_token_is_never_sent_to_an_origin_that_it_was_not_granted_for() {
         config(&server, &upstream, "").replace("api.test:", &format!("other.test: \"{}\", api.test:", other.address));
     let wider = wider.replace("routes: [", "routes: [{host: other.test, upstream_tls: false}, ");
     sidecar.write(&wider);
-    sidecar.reloaded(1.0).await;
+    sidecar.wait_for_reloads(1.0).await;
     assert_eq!(raw::get_through(sidecar.proxy(), "http://other.test/", "").await.text(), "Bearer token-2");
     sidecar.write(&config(&server, &upstream, ""));
-    sidecar.reloaded(2.0).await;
+    sidecar.wait_for_reloads(2.0).await;
     assert_eq!(sidecar.token().await, "Bearer token-2", "fewer origins keep the token");
 }
 
@@ -155,15 +155,15 @@ async fn an_invalid_configuration_changes_nothing_and_is_reported() {
     let sidecar = Sidecar::start(&good).await;
     let configured = raw::get(sidecar.admin(), "/readyz?verbose").await.text();
     sidecar.write(&good.replace("client_id", "clint_id"));
-    sidecar.until_metric(SUCCESSFUL, |value| value == 0.0).await;
-    sidecar.logged("did you mean `client_id`?").await;
-    // As for a moment while an editor writes the file in place.
+    sidecar.wait_for_metric(SUCCESSFUL, |value| value == 0.0).await;
+    sidecar.wait_for_log("did you mean `client_id`?").await;
+    // Readers see this for a moment while an editor writes the file in place.
     sidecar.write("");
-    sidecar.logged("is empty; write `connections: []`").await;
+    sidecar.wait_for_log("is empty; write `connections: []`").await;
     assert_eq!(sidecar.token().await, "Bearer token-1");
     assert_eq!(raw::get(sidecar.admin(), "/readyz?verbose").await.text(), configured);
     sidecar.write(&good);
-    sidecar.until_metric(SUCCESSFUL, |value| value == 1.0).await;
+    sidecar.wait_for_metric(SUCCESSFUL, |value| value == 1.0).await;
     assert_eq!(sidecar.metric(APPLIED).await, 0.0, "a configuration in force is not applied again");
 }
 
@@ -174,13 +174,13 @@ async fn settings_that_need_a_restart_are_named_and_the_rest_is_applied() {
     let changed = config(&server, &upstream, ", active: false").replace("127.0.0.1:0", "127.0.0.1:1") + "workers: 3\n";
     let changed = changed.replacen("proxy: \"127.0.0.1:1\"", "proxy: \"127.0.0.1:2\"", 1);
     sidecar.write(&changed);
-    sidecar.reloaded(1.0).await;
+    sidecar.wait_for_reloads(1.0).await;
     assert_eq!(sidecar.metric("keybearer_config_restart_required").await, 1.0);
-    let line = sidecar.logged("restart_required").await;
+    let line = sidecar.wait_for_log("restart_required").await;
     assert!(line.contains("\"restart_required\":\"listeners workers\""), "{line}");
     assert_eq!(raw::get_through(sidecar.proxy(), "http://api.test/", "").await.code(), "connection_inactive");
     sidecar.write(&config(&server, &upstream, ""));
-    sidecar.until_metric("keybearer_config_restart_required", |value| value == 0.0).await;
+    sidecar.wait_for_metric("keybearer_config_restart_required", |value| value == 0.0).await;
 }
 
 /// Updates a mounted ConfigMap as the kubelet does: creates a new directory, and renames a symlink over `..data`.
@@ -206,7 +206,7 @@ async fn every_update_of_a_config_map_is_applied() {
     for version in 1..=3 {
         let connections = format!("connections:\n{}", connection(&server, &format!(", audience: v{version}")));
         swap(&mount, version, &connections);
-        sidecar.reloaded(version as f64).await;
+        sidecar.wait_for_reloads(version as f64).await;
         assert_eq!(sidecar.token().await, format!("Bearer token-{version}"));
     }
 }
@@ -222,10 +222,10 @@ async fn load(sidecar: &Sidecar, connections: usize, stop: Arc<AtomicBool>) -> J
             let mut next = Instant::now();
             while !stop.load(Ordering::Relaxed) {
                 conn.write(b"GET http://api.test/ HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
-                let answer = conn.read_response().await;
+                let response = conn.read_response().await;
                 count += 1;
-                if answer.status != 200 || answer.text() != "good" {
-                    wrong.push(format!("{} {}", answer.status, answer.text()));
+                if response.status != 200 || response.text() != "good" {
+                    wrong.push(format!("{} {}", response.status, response.text()));
                 }
                 next += Duration::from_millis(40);
                 tokio::time::sleep_until(next).await;
@@ -237,8 +237,8 @@ async fn load(sidecar: &Sidecar, connections: usize, stop: Arc<AtomicBool>) -> J
 }
 
 /// A token endpoint, and an upstream that accepts only its tokens.
-async fn pair(name: &'static str, delay: Duration) -> (Scripted, Scripted) {
-    let token = move |_: &_, before| Reply::token(&format!("{name}-{before}"), 600).late(delay);
+async fn server_and_upstream(name: &'static str, delay: Duration) -> (Scripted, Scripted) {
+    let token = move |_: &_, before| Reply::token(&format!("{name}-{before}"), 600).delayed(delay);
     let server = Scripted::start(token).await;
     let mine = format!("Bearer {name}-");
     let upstream = Scripted::start(move |request, _| {
@@ -252,7 +252,7 @@ async fn pair(name: &'static str, delay: Duration) -> (Scripted, Scripted) {
 #[tokio::test]
 async fn a_reload_every_100_ms_fails_none_of_a_thousand_requests_per_second() {
     let ((server_a, upstream_a), (server_b, upstream_b)) =
-        (pair("a", Duration::ZERO).await, pair("b", Duration::ZERO).await);
+        (server_and_upstream("a", Duration::ZERO).await, server_and_upstream("b", Duration::ZERO).await);
     let secret = ", client_secret: {file: secret}";
     let configs = [config(&server_a, &upstream_a, secret), config(&server_b, &upstream_b, secret)];
     let sidecar =
@@ -262,7 +262,7 @@ async fn a_reload_every_100_ms_fails_none_of_a_thousand_requests_per_second() {
     let stop = Arc::new(AtomicBool::new(false));
     let callers = load(&sidecar, 40, stop.clone()).await;
     let reloads = AtomicUsize::new(0);
-    for round in 0..100 * scale() as usize {
+    for round in 0..100 * duration_factor() as usize {
         match round {
             30 => sidecar.write("connections: [{name: crm, client_id}]\n"),
             31..35 => {}
@@ -286,7 +286,7 @@ async fn a_reload_every_100_ms_fails_none_of_a_thousand_requests_per_second() {
     let wrong: Vec<_> = results.iter().flat_map(|(_, wrong)| wrong).collect();
     let requests: usize = results.iter().map(|(count, _)| count).sum();
     assert!(wrong.is_empty(), "{} of {requests}: {:?}", wrong.len(), &wrong[..wrong.len().min(5)]);
-    assert!(requests > 5_000 * scale() as usize, "{requests} requests");
+    assert!(requests > 5_000 * duration_factor() as usize, "{requests} requests");
     assert!(sidecar.metric(APPLIED).await > 50.0, "{} of {reloads:?}", sidecar.metric(APPLIED).await);
     assert!(sidecar.metric("keybearer_config_reloads_total{outcome=\"refused\"}").await >= 1.0);
 }
@@ -294,7 +294,8 @@ async fn a_reload_every_100_ms_fails_none_of_a_thousand_requests_per_second() {
 #[tokio::test]
 async fn a_request_waiting_for_its_token_survives_reloads() {
     let slow = Duration::from_millis(250);
-    let ((server_a, upstream_a), (server_b, upstream_b)) = (pair("a", slow).await, pair("b", slow).await);
+    let ((server_a, upstream_a), (server_b, upstream_b)) =
+        (server_and_upstream("a", slow).await, server_and_upstream("b", slow).await);
     let configs = [config(&server_a, &upstream_a, ""), config(&server_b, &upstream_b, "")];
     let sidecar = Sidecar::start(&configs[0]).await;
     let stop = Arc::new(AtomicBool::new(false));

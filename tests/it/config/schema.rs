@@ -41,18 +41,18 @@ async fn the_defaults_and_examples_of_the_schema_are_valid() {
 
 /// Validates the documents, and the schema's own defaults and examples.
 async fn validate(documents: Vec<Value>) -> Value {
-    let output = program().arg("schema").output().await.expect("it runs");
+    let output = program().arg("schema").output().await.expect("the command starts");
     assert_eq!((output.status.code(), output.stderr.as_slice()), (Some(0), &b""[..]));
     let schema: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
     let mut command = Command::new(peers::python());
     command.arg(peers::peers_path("schema.py")).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-    let mut child = command.spawn().expect("it starts");
+    let mut child = command.spawn().expect("the validator starts");
     let mut stdin = child.stdin.take().expect("a pipe");
     let input = json!({ "schema": schema, "documents": documents }).to_string();
-    stdin.write_all(input.as_bytes()).await.expect("it reads");
+    stdin.write_all(input.as_bytes()).await.expect("write succeeds");
     drop(stdin);
-    let output = child.wait_with_output().await.expect("it ends");
+    let output = child.wait_with_output().await.expect("output can be read");
     assert!(output.status.success(), "schema.py failed; run tests/peers/install.sh");
     serde_json::from_slice(&output.stdout).expect("JSON")
 }

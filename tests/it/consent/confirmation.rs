@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::{Fixture, OFFLINE, param, sign_in, text};
 use crate::rig::manager::MANAGER;
-use crate::rig::pages::{self, confirmation, cookie, onward, origin};
+use crate::rig::pages::{self, confirmation, cookie, origin, redirect_target};
 use crate::rig::peers::AuthorizationServer;
 use crate::rig::raw::RawResponse;
 use crate::rig::scripted::{Reply, Scripted};
@@ -24,10 +24,10 @@ fn subject(name: &str) -> String {
 async fn a_link_shows_its_subject_and_starts_nothing_however_often_it_is_opened() {
     let fixture = per_subject("p-web", "authorization_code").await;
     let sealed = fixture.link(&subject("mallory")).await;
-    let begun = fixture.call("POST", "/connections/crm/authorize", json!({"subject": "ann"})).await.json();
+    let flow = fixture.call("POST", "/connections/crm/authorize", json!({"subject": "ann"})).await.json();
     let own = format!("{}/connect/crm?subject=bob", fixture.public());
     let session = fixture.session(&own).await;
-    for (link, name) in [(sealed.as_str(), "mallory"), (text(&begun["authorization_url"]), "ann"), (&own, "bob")] {
+    for (link, name) in [(sealed.as_str(), "mallory"), (text(&flow["authorization_url"]), "ann"), (&own, "bob")] {
         for (method, lines) in [
             ("GET", ""),
             ("HEAD", ""),
@@ -54,12 +54,16 @@ async fn a_link_shows_its_subject_and_starts_nothing_however_often_it_is_opened(
     }
     let claims = "X-Forwarded-Host: evil.test\r\nX-Forwarded-Proto: https\r\nForwarded: host=evil.test\r\n";
     let (sent, _) = pages::confirm(fixture.sidecar.admin(), &own, &session).await;
-    assert!(onward(&sent).starts_with(&fixture.server.issuer()), "{}", sent.text());
+    assert!(redirect_target(&sent).starts_with(&fixture.server.issuer()), "{}", sent.text());
     let (sent, _) = pages::confirm(fixture.sidecar.admin(), &sealed, claims).await;
-    assert!(!onward(&sent).contains("evil"), "forwarding headers do not change the URL: {}", onward(&sent));
+    assert!(
+        !redirect_target(&sent).contains("evil"),
+        "forwarding headers do not change the URL: {}",
+        redirect_target(&sent)
+    );
     let wrong = own.replace("localhost", "evil.test");
     assert_eq!(fixture.visit("GET", &wrong, &session).await.status, 421);
-    let page = fixture.connect(fixture.browser.tab("a", "1"), text(&begun["authorization_url"]), "ann").await;
+    let page = fixture.connect(fixture.browser.tab("a", "1"), text(&flow["authorization_url"]), "ann").await;
     fixture.check_pages(&page);
     assert_eq!(fixture.account(&subject("ann")).await, "ann");
 }
@@ -78,13 +82,18 @@ async fn a_device_code_is_requested_when_a_person_confirms_and_shown_only_in_tha
     assert_eq!(device_requests().await, 0);
     let (sent, cookies) = pages::confirm(admin, &link, "").await;
     assert_eq!(device_requests().await, 1);
-    let location = url::Url::parse(&link).and_then(|url| url.join(&onward(&sent))).expect("a URL").to_string();
+    let location = url::Url::parse(&link).and_then(|url| url.join(&redirect_target(&sent))).expect("a URL").to_string();
     for _ in 0..3 {
         let page = fixture.visit("GET", &location, &cookies).await;
         assert!(page.text().contains("<code>") && page.text().contains(&fixture.server.issuer()), "{}", page.text());
     }
-    let stranger = fixture.visit("GET", &location, "").await;
-    assert_eq!((stranger.status, stranger.text().contains("<code>")), (404, false), "{}", stranger.text());
+    let other_browser = fixture.visit("GET", &location, "").await;
+    assert_eq!(
+        (other_browser.status, other_browser.text().contains("<code>")),
+        (404, false),
+        "{}",
+        other_browser.text()
+    );
     assert_eq!(device_requests().await, 1);
 }
 
@@ -138,7 +147,7 @@ async fn a_confirmation_is_valid_only_from_our_page_with_its_cookie_and_its_link
     }
     assert!(fixture.server.authorizations("p-web").await.is_empty());
     let sent = post(&link, &format!("{own}{here}"), &token).await;
-    assert!(param(&onward(&sent), "state").len() > 80, "{}", sent.text());
+    assert!(param(&redirect_target(&sent), "state").len() > 80, "{}", sent.text());
     for secret in [&token, own.split('=').nth(1).expect("a cookie").trim()] {
         assert!(!fixture.sidecar.log().contains(secret));
     }
@@ -147,8 +156,8 @@ async fn a_confirmation_is_valid_only_from_our_page_with_its_cookie_and_its_link
 #[tokio::test]
 async fn a_one_time_link_is_bound_to_the_first_browser_that_confirms_it() {
     let fixture = Fixture::op("p-web").await;
-    let begun = fixture.call("POST", "/connections/crm/authorize", json!({})).await.json();
-    let (link, admin) = (text(&begun["authorization_url"]), fixture.sidecar.admin());
+    let flow = fixture.call("POST", "/connections/crm/authorize", json!({})).await.json();
+    let (link, admin) = (text(&flow["authorization_url"]), fixture.sidecar.admin());
     let late = fixture.visit("GET", link, "").await;
     let (first, own) = pages::confirm(admin, link, "").await;
     let refused = [
@@ -168,15 +177,18 @@ async fn a_one_time_link_is_bound_to_the_first_browser_that_confirms_it() {
     // The same browser may go back and confirm again; then only the last attempt is valid.
     let (second, _) = pages::confirm(admin, link, &own).await;
     let back = async |page: &RawResponse| {
-        let location =
-            format!("{}/oauth/callback?state={}&error=access_denied", fixture.public(), param(&onward(page), "state"));
+        let location = format!(
+            "{}/oauth/callback?state={}&error=access_denied",
+            fixture.public(),
+            param(&redirect_target(page), "state")
+        );
         let issuer = url::form_urlencoded::byte_serialize(fixture.server.issuer().as_bytes()).collect::<String>();
         fixture.visit("GET", &format!("{location}&iss={issuer}"), &own).await
     };
     let response = back(&first).await;
     assert_eq!((response.status, response.text().contains("is unknown")), (400, true), "{}", response.text());
     assert!(back(&second).await.text().contains("declined"));
-    let authorization = fixture.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
+    let authorization = fixture.call("GET", &format!("/authorizations/{}", text(&flow["id"])), json!({})).await.json();
     assert_eq!(authorization["status"], "denied", "{authorization}");
 }
 
@@ -222,7 +234,7 @@ async fn another_site_cannot_start_a_flow_in_a_signed_in_browser() {
     let (link, tab) = (fixture.link("").await, fixture.browser.tab("a", "1"));
     tab.open(&link).await;
     sign_in(tab).await;
-    let page = tab.until("/connect/crm", "Connect an account?").await;
+    let page = tab.wait_until("/connect/crm", "Connect an account?").await;
     let token = confirmation(page.html());
     let api = format!("{}/api/v1/session", fixture.public());
     let site = foreign_site(link.clone(), token, api).await;
@@ -232,17 +244,17 @@ async fn another_site_cannot_start_a_flow_in_a_signed_in_browser() {
         let at = |path: &str| format!("http://{host}:{}/{path}", site.address.port());
         for path in ["form", "no-referrer", "sandbox"] {
             evil.open(&at(path)).await;
-            let page = evil.until("/connect/crm", "Not from another site").await;
+            let page = evil.wait_until("/connect/crm", "Not from another site").await;
             assert_eq!(page.status(), 403, "{host} {path}: {}", page.text());
         }
         evil.open(&at("go")).await;
-        evil.until("/connect/crm", "Connect an account?").await;
+        evil.wait_until("/connect/crm", "Connect an account?").await;
         evil.open(&at("frame")).await;
-        let page = evil.until("/frame", "").await;
+        let page = evil.wait_until("/frame", "").await;
         let blocked = format!("not loaded: {link}: net::ERR_BLOCKED_BY_RESPONSE");
         assert!(page.problems().iter().any(|one| one.starts_with(&blocked)), "{host}: {:?}", page.problems());
         evil.open(&at("session")).await;
-        evil.until("/session", "done").await;
+        evil.wait_until("/session", "done").await;
     }
     assert_eq!(
         fixture.sidecar.log().matches("\"signed in\"").count(),
@@ -255,7 +267,7 @@ async fn another_site_cannot_start_a_flow_in_a_signed_in_browser() {
 
     // The person's own page is still valid.
     tab.confirm().await;
-    fixture.agree(tab, "ann").await;
-    tab.until("/result", "Connected").await;
+    fixture.approve(tab, "ann").await;
+    tab.wait_until("/result", "Connected").await;
     assert_eq!(fixture.account("").await, "ann");
 }

@@ -1,11 +1,11 @@
 //! People connect accounts at a real server: one account for each subject, once, and again after a withdrawn consent.
 //!
-//! Not here: behavior in a real browser (`consent`).
+//! Not here: behaviour in a real browser (`consent`).
 
 mod accounts;
 mod pages;
 mod terminal;
-mod unfinished;
+mod pending;
 
 use std::time::Duration;
 
@@ -47,9 +47,9 @@ fn web(server: &AuthorizationServer) -> String {
 }
 
 /// Follows a link to the server's pages and back, as a person would. Returns the last page, or what `options` select.
-async fn person(link: &str, account: &str, options: &[&str]) -> Value {
+async fn act_as_person(link: &str, account: &str, options: &[&str]) -> Value {
     let walk = Command::new(python()).arg(peers_path("person.py")).args([link, account]).args(options).output();
-    let output = timeout(TIMEOUT, walk).await.expect("the program ends in time").expect("the program runs");
+    let output = timeout(TIMEOUT, walk).await.expect("exits before the timeout").expect("the command starts");
     let errors = String::from_utf8_lossy(&output.stderr);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {errors}"))
 }

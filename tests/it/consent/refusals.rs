@@ -43,8 +43,8 @@ async fn a_later_tab_replaces_an_earlier_one_and_one_of_many_concurrent_callback
     let fixture = Fixture::op("p-web").await;
     let link = fixture.link("").await;
     let tab = |name| fixture.browser.tab("a", name);
-    let first = fixture.until_callback(tab("1"), &link, "ann").await;
-    let second = fixture.until_callback(tab("2"), &link, "ann").await;
+    let first = fixture.wait_for_callback(tab("1"), &link, "ann").await;
+    let second = fixture.wait_for_callback(tab("2"), &link, "ann").await;
     assert_ne!(param(&first, "state"), param(&second, "state"));
     let page = refused!(tab("4").open(&first).await, "newer link has replaced");
     assert_eq!(fixture.exchanges().await, 0);
@@ -55,7 +55,7 @@ async fn a_later_tab_replaces_an_earlier_one_and_one_of_many_concurrent_callback
     fixture.check_pages(&page);
 
     // The same link begins another flow. Its callback arrives four times at once.
-    let third = fixture.until_callback(tab("5"), &link, "ann").await;
+    let third = fixture.wait_for_callback(tab("5"), &link, "ann").await;
     let own = cookies(&tab("5").page().await);
     let send = async || fixture.visit("GET", &third, &own).await;
     let responses = tokio::join!(send(), send(), send(), send());
@@ -72,7 +72,7 @@ async fn an_invalid_callback_is_refused_and_leaves_the_flow_pending() {
     let fixture = Fixture::op("p-web").await;
     let link = fixture.link("").await;
     let (tab, other) = (fixture.browser.tab("a", "1"), fixture.browser.tab("a", "2"));
-    let callback = fixture.until_callback(tab, &link, "ann").await;
+    let callback = fixture.wait_for_callback(tab, &link, "ann").await;
     let own = cookies(&tab.page().await);
     assert!(own.contains("keybearer_browser="), "{own}");
     let (state, code, iss) = (param(&callback, "state"), param(&callback, "code"), param(&callback, "iss"));
@@ -106,12 +106,12 @@ async fn an_invalid_callback_is_refused_and_leaves_the_flow_pending() {
     }
     fixture.check_pages(&other.page().await);
     // Another browser, with its own cookies or with none.
-    let stranger = fixture.browser.tab("b", "1");
-    stranger.open(&link).await;
-    super::sign_in(stranger).await;
-    let page = stranger.until("/connect/crm", "Connect an account?").await;
+    let other_browser = fixture.browser.tab("b", "1");
+    other_browser.open(&link).await;
+    super::sign_in(other_browser).await;
+    let page = other_browser.wait_until("/connect/crm", "Connect an account?").await;
     assert!(cookies(&page).contains("keybearer_browser="), "{}", cookies(&page));
-    refused!(stranger.open(&callback).await, "nother browser");
+    refused!(other_browser.open(&callback).await, "nother browser");
     assert_eq!(fixture.visit("GET", &callback, "").await.status, 400);
     for method in ["HEAD", "POST", "PUT"] {
         let response = fixture.visit(method, &callback, &own).await;

@@ -81,7 +81,7 @@ async fn pkce_never_falls_back() {
     tab.open(&link).await;
     super::sign_in(tab).await;
     tab.confirm().await;
-    let page = tab.until("/oauth/callback", "must be plain").await;
+    let page = tab.wait_until("/oauth/callback", "must be plain").await;
     assert_eq!((page.status(), fixture.exchanges().await), (400, 0));
     let methods: Vec<_> = fixture.server.authorizations("p-plain").await;
     assert!(methods.iter().all(|request| request["code_challenge_method"] == "S256"), "{methods:?}");
@@ -116,23 +116,23 @@ async fn a_device_code_connects_at_oidc_provider() {
     let (tab, link) = (fixture.browser.tab("a", "1"), fixture.link("").await);
     assert_eq!(tab.open(&link).await.status(), 401, "the link requires sign-in");
     super::sign_in(tab).await;
-    tab.until("/connect/crm", "Connect an account?").await;
+    tab.wait_until("/connect/crm", "Connect an account?").await;
     assert!(fixture.server.stats().await["device_authorizations"]["p-device-web"].is_null(), "no person has confirmed");
     tab.confirm().await;
-    let page = tab.until("/connect/crm/result", &fixture.server.issuer()).await;
+    let page = tab.wait_until("/connect/crm/result", &fixture.server.issuer()).await;
     let code = user_code(page.text());
     assert!(fixture.server.token_requests_by_grant("p-device-web", DEVICE).await <= 1);
 
     let device = fixture.browser.tab("b", "1");
     device.open(&format!("{}/device", fixture.server.issuer())).await;
     device.fill("input[name=user_code]", &code).await;
-    device.agree().await;
-    device.until(&fixture.server.issuer(), &code).await;
-    device.agree().await;
-    fixture.agree(device, "ann").await;
-    device.until("", "Device connected").await;
+    device.approve().await;
+    device.wait_until(&fixture.server.issuer(), &code).await;
+    device.approve().await;
+    fixture.approve(device, "ann").await;
+    device.wait_until("", "Device connected").await;
 
-    let page = tab.until("/connect/crm", "Connected").await;
+    let page = tab.wait_until("/connect/crm", "Connected").await;
     fixture.check_pages(&page);
     assert_eq!(fixture.account("").await, "ann");
     check_poll_intervals(&fixture, 5000).await;
@@ -148,14 +148,14 @@ async fn a_device_code_connects_at_oidc_provider() {
 async fn a_device_flow_follows_the_servers_interval_and_the_persons_decision() {
     let fixture = al("p-device", ", grant: device_code").await;
     let begin = async || {
-        let begun = fixture.call("POST", "/connections/crm/authorize", json!({})).await;
-        assert_eq!(begun.status, 201, "{}", begun.text());
-        begun.json()
+        let flow = fixture.call("POST", "/connections/crm/authorize", json!({})).await;
+        assert_eq!(flow.status, 201, "{}", flow.text());
+        flow.json()
     };
-    let ends = async |begun: &Value| {
+    let ends = async |flow: &Value| {
         let end = Instant::now() + TIMEOUT;
         loop {
-            let path = format!("/authorizations/{}", text(&begun["id"]));
+            let path = format!("/authorizations/{}", text(&flow["id"]));
             let authorization = fixture.call("GET", &path, json!({})).await.json();
             if authorization["status"] != "pending" {
                 return text(&authorization["status"]).to_owned();
@@ -196,14 +196,14 @@ async fn a_device_flow_follows_the_servers_interval_and_the_persons_decision() {
 #[tokio::test]
 async fn a_minimal_device_authorization_response_is_accepted() {
     let fixture = al("p-device-bare", ", grant: device_code").await;
-    let begun = fixture.call("POST", "/connections/crm/authorize", json!({})).await.json();
-    assert_eq!((&begun["interval"], &begun["verification_uri_complete"]), (&json!(5), &Value::Null), "{begun}");
+    let flow = fixture.call("POST", "/connections/crm/authorize", json!({})).await.json();
+    assert_eq!((&flow["interval"], &flow["verification_uri_complete"]), (&json!(5), &Value::Null), "{flow}");
     let end = Instant::now() + TIMEOUT;
     while polls(&fixture).await.len() < 2 {
         assert!(Instant::now() < end, "no poll arrives");
         sleep(Duration::from_millis(100)).await;
     }
-    fixture.server.decide(text(&begun["user_code"]), true).await;
+    fixture.server.decide(text(&flow["user_code"]), true).await;
     while fixture.get("").await.status != 200 {
         assert!(Instant::now() < end, "{}", fixture.sidecar.log());
         sleep(Duration::from_millis(100)).await;

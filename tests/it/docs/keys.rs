@@ -27,11 +27,11 @@ const SECRETS: [&str; 2] = ["secret", "compared_secret"];
 
 #[tokio::test]
 async fn the_key_tables_match_the_schema() {
-    let output = program().arg("schema").output().await.expect("it runs");
+    let output = program().arg("schema").output().await.expect("the command starts");
     let schema = serde_json::from_slice(&output.stdout).expect("JSON");
     let rendered = format!("<!-- Generated from the JSON Schema: {BLESS} -->\n\n{}\n", render(&schema));
     let path = root().join(FILE);
-    let page = fs::read_to_string(&path).expect("the page");
+    let page = fs::read_to_string(&path).expect("a readable file");
     let (before, rest) = page.split_once(BEGIN).expect("the line that begins the tables");
     let (tables, after) = rest.split_once(END).expect("the line that ends the tables");
     if tables == rendered {
@@ -61,7 +61,7 @@ fn render(schema: &Value) -> String {
     let definitions = schema["$defs"].as_object().expect("definitions");
     let order = order_of_twins();
     let mut sections = Vec::new();
-    visit(definitions, &order, "top", "", &mut sections);
+    add_sections(definitions, &order, "top", "", &mut sections);
     sections.sort_by_key(|section| SECRETS.iter().position(|name| *name == section.definition).map_or(0, |at| at + 1));
     let anchors = sections.iter().map(|section| (section.definition.clone(), anchor(&section.title()))).collect();
     let types = Types { anchors };
@@ -69,8 +69,8 @@ fn render(schema: &Value) -> String {
     texts.join("\n")
 }
 
-/// Sections in the order of their first mention, depth first.
-fn visit(definitions: &Map<String, Value>, order: &Order, name: &str, path: &str, sections: &mut Vec<Section>) {
+/// Adds the section of a definition and, depth first, those of the definitions that it mentions.
+fn add_sections(definitions: &Map<String, Value>, order: &Order, name: &str, path: &str, sections: &mut Vec<Section>) {
     if let Some(known) = sections.iter_mut().find(|section| section.definition == name) {
         known.paths.push(path.to_owned());
         return;
@@ -83,11 +83,11 @@ fn visit(definitions: &Map<String, Value>, order: &Order, name: &str, path: &str
         let mut found = Vec::new();
         references(value, &mut found);
         found.dedup();
-        found.iter().for_each(|name| visit(definitions, order, name, &below, sections));
+        found.iter().for_each(|name| add_sections(definitions, order, name, &below, sections));
     }
 }
 
-/// The definitions that a schema refers to, but for texts that are filled in.
+/// Collects the definitions that a schema refers to, except `filled`: strings with references such as `${env:NAME}`.
 fn references(schema: &Value, found: &mut Vec<String>) {
     match schema {
         Value::Object(members) => {
@@ -192,7 +192,7 @@ fn order_of_twins() -> Order {
 
 fn scan(folder: &Path, order: &mut Order) {
     for entry in fs::read_dir(folder).expect("a folder") {
-        let path = entry.expect("an entry").path();
+        let path = entry.expect("a readable directory entry").path();
         if path.is_dir() {
             scan(&path, order);
             continue;

@@ -8,11 +8,11 @@ const TREES: [&str; 6] = ["src/", "tests/", "docs/", "benches/", "config/", ".ci
 
 #[test]
 fn every_path_in_a_code_span_exists() {
-    let mut seen = 0;
+    let mut checked = 0;
     let mut missing = Vec::new();
     for page in pages() {
         for (number, path) in page.prose.iter().flat_map(|(number, line)| paths(line).map(move |path| (number, path))) {
-            seen += 1;
+            checked += 1;
             // A module may be named without its extension.
             if !root().join(path).exists() && !root().join(format!("{path}.rs")).exists() {
                 missing.push(format!("{}:{number}: {path}", page.path.display()));
@@ -20,7 +20,7 @@ fn every_path_in_a_code_span_exists() {
         }
     }
     assert!(missing.is_empty(), "named, but not there:\n{}", missing.join("\n"));
-    assert!(seen > 40, "only {seen} paths");
+    assert!(checked > 40, "only {checked} paths");
 }
 
 /// The paths in a line; patterns with `*` are skipped.

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
-/// Texts of a certain form, by the start of the pattern that `config::reading::shape` gives them.
+/// Strings of a certain form, by the start of the pattern that `config::reading::shape` gives them.
 const FORMS: [(&str, &str); 13] = [
     (r"^([0-9]+(ms|s|m|h|d))+$", "duration"),
     (r"^(?=.*[1-9])([0-9]+(ms|s|m|h|d))+$", "duration"),
@@ -21,7 +21,7 @@ const FORMS: [(&str, &str); 13] = [
     (r"^[0-9.]+$", "number"),
 ];
 
-/// Every text may be filled in, so every pattern ends in this alternative.
+/// Every string may contain references such as `${env:NAME}`, so every pattern ends in this alternative.
 const FILLED: &str = r"|\$\{";
 
 /// Names the types of values, with links to the sections of those that are maps.
@@ -67,7 +67,7 @@ impl Types {
         joined(&names, "or")
     }
 
-    /// `None` for null and for a text that is filled in, which are allowed everywhere.
+    /// `None` for null and for a string with references, which are allowed everywhere.
     fn one(&self, schema: &Value, number: Number) -> Option<String> {
         let counted = |noun: &str| match number {
             Number::Singular => noun.to_owned(),

@@ -14,7 +14,7 @@ use crate::rig::stage::{Stage, TOKEN};
 async fn the_request_target_alone_determines_the_destination() {
     let stage = Stage::start("").await;
     let plain = |target| get(target, "good.test", "");
-    for (row, bytes, status, code, goes) in [
+    for (row, bytes, status, code, arrival) in [
         ("TC-01", plain("http://good.test/x"), 200, "", Good),
         ("TC-02 other host", plain("http://evil.test/"), 200, "", Evil),
         ("TC-02 other port", plain("http://good.test:81/"), 200, "", GoodWithoutToken),
@@ -33,7 +33,7 @@ async fn the_request_target_alone_determines_the_destination() {
         ("TC-07 no label boundary", plain("http://evilwild.test/"), 200, "", Evil),
         ("TC-08 upper case", plain("http://GOOD.TeST/"), 200, "", Good),
         ("TC-08 trailing dot", plain("http://good.test./"), 200, "", Good),
-        ("TC-08 port written out", plain("http://good.test:80/"), 200, "", Good),
+        ("TC-08 explicit port", plain("http://good.test:80/"), 200, "", Good),
         ("TC-08 scheme in capitals", plain("HTTP://good.test/"), 200, "", Good),
         ("a query and no path", plain("http://good.test?x=1"), 200, "", Good),
         ("a query and no path, evil", plain("http://evil.test?x=/v1@good.test"), 200, "", Evil),
@@ -83,7 +83,7 @@ async fn the_request_target_alone_determines_the_destination() {
             Evil,
         ),
     ] {
-        check(&stage, row, &bytes, status, code, goes).await;
+        check(&stage, row, &bytes, status, code, arrival).await;
     }
 }
 
@@ -310,7 +310,7 @@ async fn exactly_one_token_arrives_whatever_the_caller_sends_at_its_injection_po
 
 #[tokio::test]
 async fn redirects_are_forwarded_and_never_followed() {
-    let stage = Stage::answering("", |request, _| {
+    let stage = Stage::with_reply("", |request, _| {
         let Some(status) = request.request_line().split("/to/").nth(1).and_then(|rest| rest.get(..3)) else {
             return Reply::ok();
         };

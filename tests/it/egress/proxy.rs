@@ -27,7 +27,7 @@ impl Program {
     /// Starts `name` with `arguments` and the path of a file with `config(port, directory)`.
     async fn start(name: &str, arguments: &[&str], config: impl Fn(u16, &str) -> String) -> Program {
         let free = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let port = free.local_addr().expect("an address").port();
+        let port = free.local_addr().expect("a bound listener").port();
         drop(free);
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("config");
@@ -66,7 +66,7 @@ impl Program {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()
     }
 
-    fn saw(&self, line: &str) -> usize {
+    fn count(&self, line: &str) -> usize {
         self.log().matches(line).count()
     }
 }
@@ -134,7 +134,7 @@ async fn all_requests_use_the_egress_proxy() {
             "{row}: {}",
             stage.sidecar.log()
         );
-        assert_eq!(proxy.saw(&format!("GET http://{}/x?q=1 ", stage.plain())), 1, "{row}: {}", proxy.log());
+        assert_eq!(proxy.count(&format!("GET http://{}/x?q=1 ", stage.plain())), 1, "{row}: {}", proxy.log());
         let arrived = stage.plain.received().remove(0);
         assert_eq!(arrived.values("authorization"), ["Bearer token-1"], "{row}");
         assert!(arrived.values("proxy-authorization").is_empty(), "{row}");
@@ -146,23 +146,27 @@ async fn all_requests_use_the_egress_proxy() {
             "{row}: {}",
             stage.sidecar.log()
         );
-        assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{row}: {}", proxy.log());
+        assert_eq!(proxy.count(&format!("CONNECT {} ", stage.secure())), 1, "{row}: {}", proxy.log());
         assert_eq!(stage.get(format!("https://{}/echo", stage.secure())).await.0, 200, "{row}");
-        assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{row}: one connection, with HTTP/2 inside");
+        assert_eq!(
+            proxy.count(&format!("CONNECT {} ", stage.secure())),
+            1,
+            "{row}: one connection, with HTTP/2 inside"
+        );
 
         let token = format!("POST http://localhost:{}/token", stage.tokens.address.port());
-        assert_eq!(proxy.saw(&token), 1, "{row}: {}", proxy.log());
+        assert_eq!(proxy.count(&token), 1, "{row}: {}", proxy.log());
 
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
         let target = format!("localhost:{}", free.address.port());
-        let before = proxy.saw(&format!("CONNECT {target} "));
+        let before = proxy.count(&format!("CONNECT {target} "));
         conn.write(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await;
         assert!(
             crate::rig::tunnel_client::read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"),
             "{row}: {}",
             stage.sidecar.log()
         );
-        assert_eq!(proxy.saw(&format!("CONNECT {target} ")), before + 1, "{row}");
+        assert_eq!(proxy.count(&format!("CONNECT {target} ")), before + 1, "{row}");
         assert!(!stage.sidecar.log().contains("s3cr-pw") && !stage.sidecar.log().contains("dTpzM2NyLXB3"), "{row}");
     }
     assert!(!proxy.log().contains("token-1"), "the proxy sees no token inside TLS");
@@ -176,14 +180,14 @@ async fn intercepted_requests_use_the_egress_proxy_too() {
     let mut curl = Command::new("curl");
     curl.args(["-q", "-sS", "-w", "%{http_code}", "--noproxy", "", "-x", &stage.sidecar.proxy_url(), "--cacert"]);
     curl.arg(&interception_ca().0).arg(format!("https://{}/echo", stage.secure()));
-    let output = curl.env_clear().stdin(Stdio::null()).output().await.expect("curl runs");
+    let output = curl.env_clear().stdin(Stdio::null()).output().await.expect("curl is installed");
     let transcript = String::from_utf8_lossy(&output.stdout);
     assert!(
         transcript.ends_with("200") && transcript.contains("Bearer token-1"),
         "{transcript}\n{}",
         stage.sidecar.log()
     );
-    assert_eq!(proxy.saw(&format!("CONNECT {} ", stage.secure())), 1, "{}", proxy.log());
+    assert_eq!(proxy.count(&format!("CONNECT {} ", stage.secure())), 1, "{}", proxy.log());
 }
 
 #[tokio::test]
@@ -211,7 +215,7 @@ async fn changed_roots_apply_to_a_proxy_that_speaks_tls() {
             std::fs::write(&next, file).expect("a file");
             std::fs::rename(next, sidecar.dir.path().join("roots.pem")).expect("a file");
             sidecar.signal("HUP");
-            sidecar.until_metric(APPLIED, |applied| applied > before).await;
+            sidecar.wait_for_metric(APPLIED, |applied| applied > before).await;
         }
         let response = raw::get_through(sidecar.proxy(), &url, "").await;
         assert_eq!(response.status, status, "{row}: {}\n{}", response.text(), sidecar.log());
@@ -226,11 +230,11 @@ async fn no_proxy_hosts_bypass_the_egress_proxy() {
     let stage = start(&format!("{url}, no_proxy: [.localhost, 10.0.0.0/8]")).await;
     assert_eq!(stage.get(format!("http://{}/x", stage.plain())).await.0, 200);
     assert_eq!(stage.get(format!("https://{}/echo", stage.secure())).await.0, 200);
-    assert_eq!((proxy.saw("localhost"), stage.tokens.count()), (0, 1), "{}", proxy.log());
+    assert_eq!((proxy.count("localhost"), stage.tokens.count()), (0, 1), "{}", proxy.log());
     // A literal address is checked before the proxy is contacted.
     assert_eq!(stage.get("http://169.254.169.254/latest".to_owned()).await, (403, "egress_denied".to_owned()));
     assert_eq!(stage.get("http://192.168.77.1/".to_owned()).await, (403, "egress_denied".to_owned()));
-    assert_eq!(proxy.saw("169.254"), 0);
+    assert_eq!(proxy.count("169.254"), 0);
 }
 
 #[tokio::test]
@@ -244,13 +248,13 @@ async fn a_proxy_that_refuses_or_is_down_is_reported() {
     let response = stage.get(format!("https://{}/echo", stage.secure())).await;
     assert_eq!(response, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
     // tinyproxy responds with 401 instead of 407.
-    stage.sidecar.logged("responded with status 401").await;
+    stage.sidecar.wait_for_log("responded with status 401").await;
     assert!(!stage.sidecar.log().contains("guess-pw"));
 
     let stage = start_with_reachable_tokens(&format!("proxy: \"http://127.0.0.1:{port}\"")).await;
     for url in [format!("http://{}/x", stage.plain()), format!("https://{}/echo", stage.secure())] {
         assert_eq!(stage.get(url).await, (502, "upstream_unreachable".to_owned()), "{}", stage.sidecar.log());
-        stage.sidecar.logged("responded with status 407").await;
+        stage.sidecar.wait_for_log("responded with status 407").await;
     }
     drop(proxy);
     for url in [format!("http://{}/x", stage.plain()), format!("https://{}/echo", stage.secure())] {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use crate::rig::command::{printed, run};
+use crate::rig::command::{output_text, run};
 use crate::rig::fleet::{SEAL_KEY, Traffic, config, free_port, tls_of};
 use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
@@ -47,7 +47,7 @@ async fn a_failover_of_a_shard_loses_no_token_and_no_request() {
         (&["store", "import", "--overwrite", &file], "", "3 records imported"),
     ] {
         let output = run(dir, arguments, input).await;
-        assert!(printed(&output).contains(expected), "{arguments:?}: {}", printed(&output));
+        assert!(output_text(&output).contains(expected), "{arguments:?}: {}", output_text(&output));
     }
 
     let failed = Redis::primary(&nodes, KEY).await.expect("one of the nodes is the primary");
@@ -60,7 +60,7 @@ async fn a_failover_of_a_shard_loses_no_token_and_no_request() {
     }
     for (traffic, replica) in traffic.into_iter().zip(&replicas) {
         assert!(traffic.end(replica).await > 100);
-        replica.logged("store reachable again").await;
+        replica.wait_for_log("store reachable again").await;
     }
     let others: Vec<Redis> =
         nodes.into_iter().enumerate().filter(|(number, _)| *number != failed).map(|(_, node)| node).collect();
@@ -92,11 +92,11 @@ async fn a_cluster_with_tls_and_a_password_is_shared_and_a_missing_cluster_key_i
     let start = async |more: &str, password: &str| Sidecar::spawn(&of(more), &[("password", password)]).await;
     for number in 1..3 {
         let sidecar = start(", cluster: true", "sesame-7\n").await;
-        sidecar.until_ready().await;
+        sidecar.wait_until_ready().await;
         assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{number}: {}", sidecar.log());
         assert_eq!(server.token_requests("machine").await, 1, "{number}");
         assert!(!sidecar.log().contains("sesame-7"), "{}", sidecar.log());
     }
-    start("", "sesame-7\n").await.logged("set `cluster: true` in store.redis").await;
-    start(", cluster: true", "other\n").await.logged("check `username` and `password` in store.redis").await;
+    start("", "sesame-7\n").await.wait_for_log("set `cluster: true` in store.redis").await;
+    start(", cluster: true", "other\n").await.wait_for_log("check `username` and `password` in store.redis").await;
 }

@@ -90,7 +90,7 @@ async fn scheme_and_authority_decide_between_host_and_mount() {
     let any = |authority: &str| json!({ "path": "*", "method": "OPTIONS", "headers": { ":scheme": "http", ":authority": authority } });
     let rows = [
         ("a host route", get("good.test", "/x?q=1"), Ok(("good", "GET /x?q=1", true))),
-        ("its port written out", get("good.test:80", "/x"), Ok(("good", "GET /x", true))),
+        ("an explicit port", get("good.test:80", "/x"), Ok(("good", "GET /x", true))),
         ("another port", get("good.test:81", "/x"), Ok(("good", "GET /x", false))),
         ("a wildcard", get("a.wild.test", "/"), Ok(("good", "GET /", true))),
         ("a path rule", get("scoped.test", "/v1/a%2Fb"), Ok(("good", "GET /v1/a%2Fb", true))),
@@ -102,8 +102,8 @@ async fn scheme_and_authority_decide_between_host_and_mount() {
         ("localhost", get(&localhost, "/api/x"), Ok(("good", "GET /base/x", true))),
         ("a published port", get("localhost:9", "/api/x"), Ok(("good", "GET /base/x", true))),
         ("a name that resolves here", get(&service, "/api/x"), Ok(("good", "GET /base/x", true))),
-        ("another listener of ours", get(&admin, "/livez"), Err((403, "egress_denied"))),
-        ("another listener of ours, a mount's path", get(&admin, "/api/x"), Err((403, "egress_denied"))),
+        ("another of our listeners", get(&admin, "/livez"), Err((403, "egress_denied"))),
+        ("another of our listeners, a mount's path", get(&admin, "/api/x"), Err((403, "egress_denied"))),
         ("the same by name", get(&admin_by_name, "/api/x"), Err((403, "egress_denied"))),
         ("the same by hosts", get(&admin_by_hosts, "/api/x"), Err((403, "egress_denied"))),
         ("the listener by hosts", get(&here_by_hosts, "/api/x"), Ok(("good", "GET /base/x", true))),
@@ -115,12 +115,12 @@ async fn scheme_and_authority_decide_between_host_and_mount() {
         ("a query and no path", get("good.test", "?x=1"), Ok(("good", "GET /?x=1", true))),
         ("TC-05", get("u@good.test", "/x"), Err((400, "bad_request_target"))),
         ("HP-15", request("http", "good.test", "/x", &[("host", "evil.test")]), Err((400, "bad_request_target"))),
-        ("another scheme still", request("ftp", "good.test", "/x", &[]), Err((400, "bad_request_target"))),
+        ("yet another scheme", request("ftp", "good.test", "/x", &[]), Err((400, "bad_request_target"))),
         ("TC-12", get("scoped.test", "/v1/../x"), Err((400, "bad_request_target"))),
         ("OPTIONS *", any("good.test"), Ok(("good", "OPTIONS *", true))),
-        ("OPTIONS * of our own", any(&here), Err((400, "bad_request_target"))),
-        ("OPTIONS * of another listener", any(&admin), Err((403, "egress_denied"))),
-        ("OPTIONS * of no route", any("evil.test"), Ok(("evil", "OPTIONS *", false))),
+        ("OPTIONS * for this listener", any(&here), Err((400, "bad_request_target"))),
+        ("OPTIONS * for another listener", any(&admin), Err((403, "egress_denied"))),
+        ("OPTIONS * without a route", any("evil.test"), Ok(("evil", "OPTIONS *", false))),
         ("GET *", get("good.test", "*"), Err((400, "bad_request_target"))),
     ];
     check(&stage, &origin, &rows).await;
@@ -186,7 +186,7 @@ async fn a_tls_listener_recognizes_itself_by_sni() {
 /// Skipped if curl was built without `--proxy-http2`.
 #[tokio::test]
 async fn curl_forwards_over_http2_if_supported() {
-    let help = std::process::Command::new("curl").args(["--help", "all"]).output().expect("curl runs");
+    let help = std::process::Command::new("curl").args(["--help", "all"]).output().expect("curl is installed");
     if !String::from_utf8_lossy(&help.stdout).contains("--proxy-http2") {
         return;
     }
@@ -195,7 +195,7 @@ async fn curl_forwards_over_http2_if_supported() {
     let mut curl = tokio::process::Command::new("curl");
     curl.args(["-sS", "--max-time", "20", "--proxy-http2", "--proxy-cacert"]).arg(&Peers::certs().ca);
     curl.args(["-x", &proxy, "-w", "%{http_code} %{http_version}", "http://good.test/x"]).env_clear();
-    let output = curl.output().await.expect("curl runs");
+    let output = curl.output().await.expect("curl is installed");
     let transcript = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         transcript == "ok200 2" || transcript == "ok200 1.1",

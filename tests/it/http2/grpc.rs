@@ -38,7 +38,7 @@ async fn all_call_types_work_through_a_mount_and_through_a_tunnel() {
         assert_eq!(calls["fail"][0], "RESOURCE_EXHAUSTED", "{row}");
         assert_eq!(
             (&calls["fail"][1], &calls["fail"][2]["x-left"]),
-            (&json!("zwölf sind genug"), &json!("7")),
+            (&json!("the café is full"), &json!("7")),
             "{row}"
         );
     }
@@ -69,7 +69,7 @@ async fn the_proxys_own_errors_are_grpc_statuses() {
     let calls = run_script(python(), "clients/grpc_all.py", &["off.test:50051"], &[("http_proxy", &proxy)]).await;
     for name in ["unary", "down", "both", "fail"] {
         assert_eq!(calls[name][0], "FAILED_PRECONDITION", "{name}: {calls}");
-        assert_eq!(calls[name][1], "the connection is inactive (active: false)", "{name}");
+        assert_eq!(calls[name][1], "the connection is inactive; remove its `active: false`", "{name}");
         assert_eq!(calls[name][2]["keybearer-error"], "connection_inactive", "{name}");
     }
     drop(server);

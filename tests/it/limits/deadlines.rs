@@ -9,11 +9,11 @@ use crate::rig::config::{Config, Connection};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::{GET, Stage, patient, s};
+use crate::rig::stage::{GET, Stage, s, stage_with_silent_path};
 
 /// Asserts that at least `least` has passed (less the timer granularity), and not several times as long.
 #[track_caller]
-fn took(started: Instant, least: Duration) {
+fn assert_took(started: Instant, least: Duration) {
     let took = started.elapsed();
     assert!(took + Duration::from_millis(20) >= least, "after {took:?}, not {least:?}");
     assert!(took < least + Duration::from_secs(5), "after {took:?}, not {least:?}");
@@ -26,7 +26,7 @@ async fn an_unfinished_head_is_408_and_a_silent_connection_is_closed() {
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: ").await;
     let response = conn.read_response().await;
-    took(started, s(0.5));
+    assert_took(started, s(0.5));
     assert_eq!((response.status, response.code()), (408, "request_timeout"));
     assert_eq!(response.json()["action"], "fix_request");
     assert!(conn.is_closed().await);
@@ -34,7 +34,7 @@ async fn an_unfinished_head_is_408_and_a_silent_connection_is_closed() {
     let started = Instant::now();
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     let response = conn.read_response().await;
-    took(started, s(0.5));
+    assert_took(started, s(0.5));
     assert_eq!(response.status, 0, "a silent connection gets no response");
 
     // RS-01: trickled bytes do not extend the deadline, and other callers are served.
@@ -46,7 +46,7 @@ async fn an_unfinished_head_is_408_and_a_silent_connection_is_closed() {
         assert_eq!(raw::get_through(stage.sidecar.proxy(), "http://good.test/", "").await.status, 200);
     }
     assert_eq!(slow.read_response().await.status, 408);
-    took(started, s(0.5));
+    assert_took(started, s(0.5));
 }
 
 #[tokio::test]
@@ -58,7 +58,7 @@ async fn a_missing_token_is_503_after_token_wait() {
     let sidecar = Sidecar::start(config.host("api.test", upstream.address).connection(crm)).await;
     let started = Instant::now();
     let response = raw::get_through(sidecar.proxy(), "http://api.test/", "").await;
-    took(started, s(0.7));
+    assert_took(started, s(0.7));
     assert_eq!((response.status, response.code(), upstream.count()), (503, "token_unavailable", 0));
     assert!(response.header("retry-after").is_some());
     assert_eq!((&response.json()["connection"], &response.json()["action"]), (&"crm".into(), &"retry_later".into()));
@@ -71,60 +71,60 @@ async fn an_upstream_that_does_not_finish_its_handshake_is_502() {
     let started = Instant::now();
     let request = raw::get_through(stage.sidecar.proxy(), "http://secure.test/", "");
     let (_held, response) = tokio::join!(accepted, request);
-    took(started, s(0.6));
+    assert_took(started, s(0.6));
     assert_eq!((response.status, response.code()), (502, "upstream_unreachable"));
     assert_eq!(response.header("proxy-status"), Some("keybearer; error=connection_timeout"));
 }
 
 #[tokio::test]
 async fn an_upstream_that_does_not_respond_is_504() {
-    let stage = patient("timeouts: {response_head: 600ms}\n").await;
+    let stage = stage_with_silent_path("timeouts: {response_head: 600ms}\n").await;
     for request in [
         "GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n",
         "POST http://good.test/silent HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nhi",
     ] {
         let started = Instant::now();
         let response = raw::send(stage.sidecar.proxy(), request.as_bytes()).await;
-        took(started, s(0.6));
+        assert_took(started, s(0.6));
         assert_eq!((response.status, response.code()), (504, "upstream_timeout"), "{request}");
     }
     assert_eq!(stage.good.count(), 2, "each was sent once");
 }
 
 #[tokio::test]
-async fn silence_within_a_response_cuts_it_off() {
+async fn a_stalled_response_is_cut_off() {
     for framing in ["Content-Length: 10", "Transfer-Encoding: chunked"] {
-        let stage = Stage::answering("timeouts: {idle: 600ms, response_head: 9s}\n", move |_, _| {
+        let stage = Stage::with_reply("timeouts: {idle: 600ms, response_head: 9s}\n", move |_, _| {
             Reply::Bytes(format!("HTTP/1.1 200 OK\r\n{framing}\r\n\r\n3\r\nabc\r\n").into_bytes())
         })
         .await;
         let started = Instant::now();
         let response = raw::send(stage.sidecar.proxy(), GET).await;
-        took(started, s(0.6));
+        assert_took(started, s(0.6));
         assert!(response.status == 200 && !response.complete, "{framing}: {response:?}");
     }
 }
 
 #[tokio::test]
-async fn silence_within_a_request_body_is_408() {
+async fn a_stalled_request_body_gets_408() {
     let stage = Stage::start("timeouts: {idle: 600ms, response_head: 9s}\n").await;
     for framing in ["Content-Length: 10\r\n\r\nabc", "Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"] {
         let started = Instant::now();
         let request = format!("POST http://good.test/ HTTP/1.1\r\nHost: x\r\n{framing}");
         let response = raw::send(stage.sidecar.proxy(), request.as_bytes()).await;
-        took(started, s(0.6));
+        assert_took(started, s(0.6));
         assert_eq!((response.status, response.code()), (408, "request_timeout"), "{framing}");
     }
 }
 
 /// Like gRPC client streaming, where the server responds at the end.
 #[tokio::test]
-async fn a_silent_response_is_not_cut_off_while_the_request_is_being_sent() {
+async fn a_stalled_response_is_not_cut_off_while_the_request_is_being_sent() {
     let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 1s}\n").await;
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         stream.read_u8().await.expect("a request");
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("write succeeds");
         let mut text = String::new();
         while !text.ends_with("0\r\n\r\n") {
             let mut bytes = [0; 4096];
@@ -132,9 +132,9 @@ async fn a_silent_response_is_not_cut_off_while_the_request_is_being_sent() {
             assert!(count > 0, "cut after {text}");
             text.push_str(&String::from_utf8_lossy(&bytes[..count]));
         }
-        // From here on, only this moves.
+        // From here on, only the response makes progress.
         tokio::time::sleep(s(0.7)).await;
-        stream.write_all(b"lo").await.expect("it reads");
+        stream.write_all(b"lo").await.expect("write succeeds");
         stream
     };
     let caller = async {
@@ -152,23 +152,23 @@ async fn a_silent_response_is_not_cut_off_while_the_request_is_being_sent() {
 }
 
 #[tokio::test]
-async fn a_response_is_cut_off_once_its_request_stops_too() {
+async fn a_stalled_response_is_cut_off_once_its_request_stalls_too() {
     let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 600ms}\n").await;
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"POST http://good.test/ HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n").await;
     let (mut stream, _) = listener.accept().await.expect("a connection");
     stream.read_u8().await.expect("a request");
-    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("it reads");
+    stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhel").await.expect("write succeeds");
     let started = Instant::now();
     let response = conn.read_response().await;
-    took(started, s(0.5));
+    assert_took(started, s(0.5));
     assert!(response.status == 200 && !response.complete, "{response:?}");
 }
 
 /// RS-08, RS-10: an upstream that never reads blocks the upload; the proxy does not buffer it.
 #[tokio::test]
 async fn an_upstream_that_stops_reading_is_504() {
-    /// The kernel's buffers on both connections, and little more.
+    /// Room for the kernel's buffers on both connections, and little more.
     const TAKEN_MAX: usize = 16 << 20;
     let (stage, listener) = Stage::with_raw_good("timeouts: {idle: 800ms, response_head: 9s}\n").await;
     let accepted = async { listener.accept().await.expect("a connection") };
@@ -177,7 +177,7 @@ async fn an_upstream_that_stops_reading_is_504() {
         stream
             .write_all(b"POST http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: 104857600\r\n\r\n")
             .await
-            .expect("it reads");
+            .expect("write succeeds");
         let (mut reader, mut writer) = stream.split();
         let write = async {
             let block = vec![b'x'; 64 << 10];
@@ -206,7 +206,7 @@ async fn a_caller_that_stops_reading_is_disconnected() {
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         stream.read_u8().await.expect("a request");
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n").await.expect("write succeeds");
         let block = vec![b'x'; 1 << 20];
         let mut written = 0;
         while stream.write_all(&block).await.is_ok() {
@@ -218,9 +218,9 @@ async fn a_caller_that_stops_reading_is_disconnected() {
     caller.write(GET).await;
     let started = Instant::now();
     let written: usize = tokio::time::timeout(s(15.0), upstream).await.expect("the upstream connection is closed");
-    took(started, s(0.7));
+    assert_took(started, s(0.7));
     assert!(written < 200, "{written} MiB left the upstream");
-    stage.sidecar.until_metric("keybearer_requests_in_flight", |value| value == 0.0).await;
+    stage.sidecar.wait_for_metric("keybearer_requests_in_flight", |value| value == 0.0).await;
 }
 
 /// Sending the last bytes of a response may take longer than the keep-alive timeout.
@@ -234,8 +234,8 @@ async fn a_slow_reader_gets_the_whole_response_despite_a_short_keep_alive() {
         stream
             .write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {TOTAL}\r\n\r\n").as_bytes())
             .await
-            .expect("it reads");
-        stream.write_all(&vec![b'x'; TOTAL]).await.expect("it reads");
+            .expect("write succeeds");
+        stream.write_all(&vec![b'x'; TOTAL]).await.expect("write succeeds");
         stream
     };
     let caller = async {
@@ -262,10 +262,10 @@ async fn idle_connections_close_on_both_sides() {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         let mut request = vec![0; 4096];
         assert!(stream.read(&mut request).await.expect("a request") > 0);
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("write succeeds");
         let started = Instant::now();
-        assert_eq!(stream.read(&mut request).await.expect("an end"), 0);
-        took(started, s(0.5));
+        assert_eq!(stream.read(&mut request).await.expect("read succeeds"), 0);
+        assert_took(started, s(0.5));
     };
     let caller = async {
         let mut conn = Conn::open(stage.sidecar.proxy()).await;
@@ -273,7 +273,7 @@ async fn idle_connections_close_on_both_sides() {
         assert_eq!(conn.read_response().await.status, 200);
         let started = Instant::now();
         assert!(conn.is_closed().await);
-        took(started, s(0.5));
+        assert_took(started, s(0.5));
     };
     tokio::join!(upstream, caller);
 }

@@ -22,7 +22,7 @@ use crate::rig::config::{Config, Connection};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::{GET, s, until};
+use crate::rig::stage::{GET, s, wait_until};
 
 /// A third is reserved; downstream and upstream connections get half of the rest each.
 pub const OPEN_FILES: usize = 600;
@@ -43,7 +43,7 @@ pub struct Everywhere {
 
 impl Everywhere {
     /// Responds to every request.
-    async fn answering() -> Everywhere {
+    async fn responding() -> Everywhere {
         Everywhere::start(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await
     }
 
@@ -83,7 +83,7 @@ impl Everywhere {
         F: Future<Output = ()> + Send + 'static,
     {
         let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
-        let port = listener.local_addr().expect("an address").port();
+        let port = listener.local_addr().expect("a bound listener").port();
         let (accepted, peak, open) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default(), Arc::new(()));
         let (count, most) = (accepted.clone(), peak.clone());
         let task = tokio::spawn(async move {
@@ -154,7 +154,7 @@ impl Drop for Watchdog {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_caller_of_many_origins_does_not_starve_others() {
     const ORIGINS: usize = 3_000;
-    let (many, other) = (Everywhere::answering().await, Scripted::upstream().await);
+    let (many, other) = (Everywhere::responding().await, Scripted::upstream().await);
     let config = format!(
         "workers: 2\nhosts: {{other.test: \"{}\"}}\negress: {{allow_private: [127.0.0.0/8], connect_ports: [80, {}]}}\n",
         other.address, many.port
@@ -224,24 +224,24 @@ async fn connections_that_an_upstream_closes_leave_the_pool_at_once() {
     for _ in 0..20 {
         assert_eq!(raw::send(sidecar.proxy(), GET).await.status, 200);
     }
-    sidecar.until_metric("keybearer_upstream_connections{state=\"idle\"}", |idle| idle == 0.0).await;
+    sidecar.wait_for_metric("keybearer_upstream_connections{state=\"idle\"}", |idle| idle == 0.0).await;
 }
 
 #[tokio::test]
 async fn callers_beyond_the_open_file_limit_get_503_and_others_are_served() {
     // Late responses keep the connections busy; idle ones would be evicted.
-    let upstream = Scripted::start(|_, _| Reply::ok().late(s(8.0))).await;
+    let upstream = Scripted::start(|_, _| Reply::ok().delayed(s(8.0))).await;
     let config = format!("hosts: {{good.test: \"{}\"}}\n", upstream.address);
     let sidecar = Sidecar::start_with_open_files(&config, OPEN_FILES).await;
     let watchdog = Watchdog::of(&sidecar);
-    sidecar.logged("open file limit is lower").await;
+    sidecar.wait_for_log("open file limit is lower").await;
     let mut held = Vec::new();
     for _ in 0..ONE_CALLER_MAX {
         let mut conn = Conn::open(sidecar.proxy()).await;
         conn.write(GET).await;
         held.push(conn);
     }
-    sidecar.until_metric("keybearer_requests_in_flight", |count| count == ONE_CALLER_MAX as f64).await;
+    sidecar.wait_for_metric("keybearer_requests_in_flight", |count| count == ONE_CALLER_MAX as f64).await;
     // The number of concurrent refusals is bounded: some get a response, the others are closed without one.
     let mut beyond = Vec::new();
     for _ in 0..300 {
@@ -262,7 +262,7 @@ async fn callers_beyond_the_open_file_limit_get_503_and_others_are_served() {
 }
 
 #[tokio::test]
-async fn tunnels_leave_descriptors_to_requests() {
+async fn tunnels_leave_descriptors_for_requests() {
     let (silent, other) = (Everywhere::silent().await, Scripted::upstream().await);
     let port = silent.port;
     let config = format!(
@@ -320,16 +320,16 @@ async fn a_request_without_a_free_descriptor_gets_503() {
             });
         }
     }
-    until("the others are refused", || refused.load(Ordering::SeqCst) == REQUESTS - ONE_CALLER_MAX).await;
+    wait_until("the others are refused", || refused.load(Ordering::SeqCst) == REQUESTS - ONE_CALLER_MAX).await;
     assert_eq!(silent.accepted(), ONE_CALLER_MAX);
     watchdog.assert_alive();
     drop(tasks);
     // The callers have disconnected, so the descriptors are released.
-    sidecar.until_metric("keybearer_upstream_connections{state=\"active\"}", |active| active == 0.0).await;
+    sidecar.wait_for_metric("keybearer_upstream_connections{state=\"active\"}", |active| active == 0.0).await;
 }
 
 /// Requests private addresses, one per target, on one connection, and asserts that all are refused.
-async fn refused(proxy: SocketAddr, targets: std::ops::Range<u32>) {
+async fn assert_all_refused(proxy: SocketAddr, targets: std::ops::Range<u32>) {
     const AT_ONCE: usize = 100;
     const REFUSAL: &[u8] = b"HTTP/1.1 403 Forbidden\r\n";
     let mut stream = TcpStream::connect(proxy).await.expect("a connection");
@@ -341,7 +341,7 @@ async fn refused(proxy: SocketAddr, targets: std::ops::Range<u32>) {
             let [_, a, b, c] = target.to_be_bytes();
             requests.push_str(&format!("GET http://10.{a}.{b}.{c}/ HTTP/1.1\r\nHost: x\r\n\r\n"));
         }
-        stream.write_all(requests.as_bytes()).await.expect("it reads");
+        stream.write_all(requests.as_bytes()).await.expect("write succeeds");
         let mut responses = 0;
         while responses < batch.len() {
             let count = stream.read(&mut block).await.expect("a response");
@@ -360,7 +360,7 @@ async fn refused_targets_leak_no_memory() {
     const EACH: u32 = 10_000;
     let sidecar = Sidecar::start("audit: {to: off}\nlog: {requests: off}\nworkers: 2\n").await;
     let flood = async |parts: std::ops::Range<u32>| {
-        join_all(parts.map(|part| refused(sidecar.proxy(), part * EACH..(part + 1) * EACH))).await;
+        join_all(parts.map(|part| assert_all_refused(sidecar.proxy(), part * EACH..(part + 1) * EACH))).await;
     };
     flood(0..2).await;
     let before = sidecar.resident_kib();
@@ -390,7 +390,7 @@ async fn http2_handshakes_with_silent_servers_use_no_cpu_time() {
             tokio::spawn(async move { grpc(proxy, &origin).await })
         })
         .collect();
-    until("all are dialed", || silent.accepted() == DIALS).await;
+    wait_until("all are dialed", || silent.accepted() == DIALS).await;
     let before = sidecar.cpu();
     sleep(INTERVAL).await;
     let used = sidecar.cpu() - before;
@@ -409,7 +409,7 @@ async fn concurrent_http2_dials_to_one_server_are_limited() {
     let (proxy, origin) = (sidecar.proxy(), silent.origin(0));
     let first = [grpc(proxy, &origin), grpc(proxy, &origin)];
     let others = async {
-        until("the first dial", || silent.accepted() > 0).await;
+        wait_until("the first dial", || silent.accepted() > 0).await;
         // Start the others during the first dial, so that its failure leaves them time.
         sleep(s(1.0)).await;
         let started = Instant::now();

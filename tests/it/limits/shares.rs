@@ -1,6 +1,6 @@
 //! Fair sharing: a caller that takes all it can and releases nothing leaves capacity to others.
 //!
-//! Not here: queue order (`departures`), the file descriptor budget (`descriptors`).
+//! Not here: queue order (`disconnects`), the file descriptor budget (`descriptors`).
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ use super::descriptors::{DOWNSTREAM_MAX, Everywhere, ONE_CALLER_MAX, OPEN_FILES,
 use crate::rig::raw::{Conn, RawResponse};
 use crate::rig::scripted::Scripted;
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::{GET, patient, s, until};
+use crate::rig::stage::{GET, s, stage_with_silent_path, wait_until};
 
 /// Callers are distinguished by their addresses.
 const GREEDY: &str = "127.0.0.1";
@@ -30,8 +30,10 @@ const OTHER: &str = "127.0.0.2";
 /// Connects to the proxy from one of these addresses.
 async fn open(caller: &str, proxy: SocketAddr) -> Conn {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind(format!("{caller}:0").parse().expect("an address")).expect("it is ours");
-    Conn::over(socket.connect(proxy).await.expect("a connection"))
+    socket
+        .bind(format!("{caller}:0").parse().expect("a socket address"))
+        .expect("a loopback address that can be bound");
+    Conn::on(socket.connect(proxy).await.expect("a connection"))
 }
 
 /// Sends a request from `caller` on a new connection.
@@ -42,9 +44,12 @@ async fn get(caller: &str, proxy: SocketAddr, url: &str) -> RawResponse {
 }
 
 #[tokio::test]
-async fn a_caller_leaves_an_upstream_to_others() {
+async fn one_caller_cannot_exhaust_an_upstream() {
     const PER_UPSTREAM: usize = 32;
-    let stage = patient(&format!("limits: {{per_upstream: {PER_UPSTREAM}}}\ntimeouts: {{response_head: 40s}}\n")).await;
+    let stage = stage_with_silent_path(&format!(
+        "limits: {{per_upstream: {PER_UPSTREAM}}}\ntimeouts: {{response_head: 40s}}\n"
+    ))
+    .await;
     let proxy = stage.sidecar.proxy();
     let mut held = Vec::new();
     for _ in 0..2 * PER_UPSTREAM {
@@ -52,7 +57,7 @@ async fn a_caller_leaves_an_upstream_to_others() {
         conn.write(b"GET http://good.test/silent HTTP/1.1\r\nHost: x\r\n\r\n").await;
         held.push(conn);
     }
-    until("its share is used up", || stage.good.count() == PER_UPSTREAM - 2).await;
+    wait_until("its share is used up", || stage.good.count() == PER_UPSTREAM - 2).await;
     for _ in 0..5 {
         let response = get(OTHER, proxy, "http://good.test/").await;
         assert_eq!(response.status, 200, "{}", response.text());
@@ -61,7 +66,7 @@ async fn a_caller_leaves_an_upstream_to_others() {
 }
 
 #[tokio::test]
-async fn a_caller_leaves_tunnels_to_others() {
+async fn one_caller_cannot_exhaust_the_tunnels() {
     let silent = Everywhere::silent().await;
     let egress = format!("egress: {{allow_private: [127.0.0.0/8], connect_ports: [{}]}}\n", silent.port);
     let sidecar = Sidecar::start_with_open_files(&egress, OPEN_FILES).await;
@@ -87,7 +92,7 @@ async fn a_caller_leaves_tunnels_to_others() {
 
 /// HTTP/2, so that few connections of a caller have many requests in flight.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
+async fn a_caller_of_many_silent_origins_cannot_exhaust_the_connections() {
     const REQUESTS: usize = 300;
     let (silent, other) = (Everywhere::silent().await, Scripted::upstream().await);
     let config = format!(
@@ -117,7 +122,7 @@ async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
             });
         }
     }
-    until("its share is used up", || silent.accepted() >= UPSTREAM_MAX / 2).await;
+    wait_until("its share is used up", || silent.accepted() >= UPSTREAM_MAX / 2).await;
     let others = async {
         let mut count = 0;
         while refused.load(Ordering::SeqCst) < REQUESTS - ONE_CALLER_MAX {
@@ -136,7 +141,7 @@ async fn a_caller_of_many_silent_origins_leaves_connections_to_others() {
 }
 
 #[tokio::test]
-async fn an_address_leaves_connections_to_others() {
+async fn one_address_cannot_exhaust_the_connections() {
     let upstream = Scripted::upstream().await;
     let config = format!("hosts: {{good.test: \"{}\"}}\ntimeouts: {{client_head: 40s}}\n", upstream.address);
     for row in ["sends nothing", "is kept alive", "sends part of a head"] {
@@ -175,7 +180,7 @@ async fn an_address_leaves_connections_to_others() {
 async fn requests_on_dead_connections_do_not_wait_for_each_other() {
     const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let config = format!("hosts: {{other.test: \"{}\"}}\n", listener.local_addr().expect("an address"));
+    let config = format!("hosts: {{other.test: \"{}\"}}\n", listener.local_addr().expect("a bound listener"));
     let upstream = tokio::spawn(async move {
         let together = Arc::new(Barrier::new(ONE_CALLER_MAX));
         let mut conns = JoinSet::new();

@@ -15,7 +15,7 @@ fn certificate(r#use: &str, name: &str) -> String {
 async fn each_bundle_of_certificates_exposes_its_earliest_expiry() {
     let certs = Peers::certs();
     let read = |name: &str| std::fs::read_to_string(certs.dir.join(name)).expect("a certificate");
-    // The CA lives 30 days, the leaf 7.
+    // The CA is valid for 30 days, the leaf for 7.
     let both = read("ca.pem") + &read("server.pem");
     let server = Scripted::tokens(600).await;
     let connection = |name: &str, rest: &str| {
@@ -41,16 +41,16 @@ async fn each_bundle_of_certificates_exposes_its_earliest_expiry() {
     assert_eq!(sidecar.metric(&certificate("upstream_trust", "plain")).await, 0.0);
     std::fs::write(sidecar.dir.path().join("both.pem"), read("ca.pem")).unwrap();
     sidecar.signal("HUP");
-    sidecar.until_metric(&certificate("upstream_trust", "crm"), |end| (end - now_s()) / 86400.0 > 29.0).await;
+    sidecar.wait_for_metric(&certificate("upstream_trust", "crm"), |end| (end - now_s()) / 86400.0 > 29.0).await;
     std::fs::write(&path, format!("{listeners}trust: [ca.pem]\nconnections:\n{plain}")).unwrap();
     sidecar.signal("HUP");
-    sidecar.until_metric(&certificate("upstream_trust", "crm"), |end| end == 0.0).await;
+    sidecar.wait_for_metric(&certificate("upstream_trust", "crm"), |end| end == 0.0).await;
     assert_eq!(sidecar.metric(&certificate("authorization_server_trust", "crm")).await, 0.0);
     assert_eq!(days(certificate("trust", "")).await, 30.0);
     // A refused configuration changes nothing.
     std::fs::write(&path, format!("{listeners}connections: 1\n")).unwrap();
     sidecar.signal("HUP");
-    sidecar.until_metric("keybearer_config_reloads_total{outcome=\"refused\"}", |count| count >= 1.0).await;
+    sidecar.wait_for_metric("keybearer_config_reloads_total{outcome=\"refused\"}", |count| count >= 1.0).await;
     assert_eq!(days(certificate("trust", "")).await, 30.0);
     for (series, value) in [
         ("keybearer_config_reloads_total{outcome=\"applied\"}", 2.0),
@@ -64,7 +64,7 @@ async fn each_bundle_of_certificates_exposes_its_earliest_expiry() {
 }
 
 #[tokio::test]
-async fn check_warns_of_an_expired_certificate() {
+async fn check_warns_about_an_expired_certificate() {
     let dir = tempfile::tempdir().unwrap();
     let expired = Peers::certs().dir.join("expired.pem");
     let (file, list) = (dir.path().join("keybearer.yaml"), Path::new("list.pem"));

@@ -75,14 +75,14 @@ async fn each_error_is_counted_by_its_code() {
         ("upstream_tls", "crm", get("http://tls.test/")),
         ("upstream_timeout", "crm", get("http://api.test/silence")),
     ];
-    let mut seen = BTreeSet::new();
+    let mut triggered = BTreeSet::new();
     let counted =
         |code: &str, connection: &str| format!("keybearer_errors_total{{connection=\"{connection}\",code=\"{code}\"}}");
     for (code, connection, request) in requests {
         let response = raw::send(sidecar.proxy(), request.as_bytes()).await;
         assert_eq!(response.code(), code, "{response:?}");
         assert_eq!(sidecar.metric(&counted(code, connection)).await, 1.0, "{code}");
-        seen.insert(code.to_owned());
+        triggered.insert(code.to_owned());
     }
     // One tunnel with a request for another host inside; the limit refuses a second tunnel.
     let mut tunnel = Conn::open(sidecar.proxy()).await;
@@ -97,13 +97,13 @@ async fn each_error_is_counted_by_its_code() {
     assert_eq!(tunnel.read_response().await.code(), "authority_mismatch");
     for code in ["overloaded", "authority_mismatch"] {
         assert_eq!(sidecar.metric(&counted(code, "")).await, 1.0, "{code}");
-        seen.insert(code.to_owned());
+        triggered.insert(code.to_owned());
     }
-    seen.extend(consent_errors().await);
-    let source = std::fs::read_to_string(root().join("src/proxy/error.rs")).expect("the rows of the errors");
+    triggered.extend(consent_errors().await);
+    let source = std::fs::read_to_string(root().join("src/proxy/error.rs")).expect("a readable file");
     let codes: BTreeSet<_> =
         source.split("Row(\"").skip(1).filter_map(|row| Some(row.split_once('"')?.0.to_owned())).collect();
-    assert_eq!(seen, codes, "a code that no request here triggers");
+    assert_eq!(triggered, codes, "each code is triggered by a request above");
 }
 
 /// Triggers each code of connections that need a person once, and returns the codes.
@@ -140,7 +140,7 @@ async fn consent_errors() -> Vec<String> {
         }
     };
     timeout(Duration::from_secs(15), is_worn).await.expect("its refresh token is refused in time");
-    let mut seen = Vec::new();
+    let mut triggered = Vec::new();
     for (code, name, lines) in [
         ("consent_required", "new", ""),
         ("refresh_token_expired", "worn", ""),
@@ -151,11 +151,11 @@ async fn consent_errors() -> Vec<String> {
         assert_eq!(raw::get_through(sidecar.proxy(), &url, &lines).await.code(), code);
         let series = format!("keybearer_errors_total{{connection=\"{name}\",code=\"{code}\"}}");
         assert_eq!(sidecar.metric(&series).await, 1.0, "{code}");
-        seen.push(code.to_owned());
+        triggered.push(code.to_owned());
     }
     let tokens = "keybearer_tokens{connection=\"worn\",profile=\"default\",state=\"reauthorize\"}";
     assert_eq!(sidecar.metric(tokens).await, 1.0);
     let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
     assert_eq!(sidecar.metric(saved).await, 2.0, "the import and the refusal");
-    seen
+    triggered
 }

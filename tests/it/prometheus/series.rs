@@ -8,10 +8,10 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-use super::{CALLER, exercised, peers, series_count};
+use super::{CALLER, peers, series_count, sidecar_after_all_outcomes};
 use crate::rig::config::{Config, Connection};
 use crate::rig::raw::{self, Conn};
-use crate::rig::sidecar::{Sidecar, root, scale};
+use crate::rig::sidecar::{Sidecar, duration_factor, root};
 
 /// Every metric of the contract that is implemented.
 const BUILT: [&str; 23] = [
@@ -52,7 +52,7 @@ const PROCESS: [&str; 7] = [
 
 /// OB-05
 #[tokio::test]
-async fn requests_of_callers_add_no_series() {
+async fn callers_requests_add_no_series() {
     let (server, upstream) = peers().await;
     let config = Config::new().top("egress: {unmatched: deny}\ncallers: [{name: billing, secret: s3cret}]\n");
     let crm = Connection::at("crm", &server).plain("api.test");
@@ -80,7 +80,7 @@ async fn requests_of_callers_add_no_series() {
         round(number).await;
     }
     let before = series_count(&sidecar).await;
-    for number in 2..150 * scale() {
+    for number in 2..150 * duration_factor() {
         round(number).await;
     }
     let text = raw::get(sidecar.admin(), "/metrics").await.text();
@@ -91,7 +91,7 @@ async fn requests_of_callers_add_no_series() {
 #[tokio::test]
 async fn only_listed_names_are_exposed_and_promtool_accepts_them() {
     let (server, upstream) = peers().await;
-    let sidecar = exercised(&server, &upstream).await;
+    let sidecar = sidecar_after_all_outcomes(&server, &upstream).await;
     let text = raw::get(sidecar.admin(), "/metrics").await.text();
     let names: BTreeSet<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     assert_eq!(names.into_iter().collect::<Vec<_>>(), [&BUILT[..], &PROCESS[..]].concat());
@@ -115,7 +115,7 @@ fn the_docs_list_each_metric() {
 #[tokio::test]
 async fn a_real_prometheus_scrapes_the_metrics() {
     let (server, upstream) = peers().await;
-    let sidecar = exercised(&server, &upstream).await;
+    let sidecar = sidecar_after_all_outcomes(&server, &upstream).await;
     let dir = tempfile::tempdir().unwrap();
     let config = format!(
         "global: {{scrape_interval: 1s}}\nscrape_configs: [{{job_name: keybearer, static_configs: [{{targets: [\"{}\"]}}]}}]\n",

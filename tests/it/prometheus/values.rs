@@ -2,7 +2,7 @@
 //!
 //! Not here: error counters by code (`errors`).
 
-use super::{CALLER, exercised, now_s, peers};
+use super::{CALLER, now_s, peers, sidecar_after_all_outcomes};
 use crate::rig::config::{Config, Connection};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
@@ -11,7 +11,7 @@ use crate::rig::sidecar::Sidecar;
 #[tokio::test]
 async fn each_outcome_is_counted_as_in_the_contract() {
     let (server, upstream) = peers().await;
-    let sidecar = exercised(&server, &upstream).await;
+    let sidecar = sidecar_after_all_outcomes(&server, &upstream).await;
     let requests = |connection: &str, origin: &str, class: &str| {
         let profile = if connection.is_empty() { "" } else { "default" };
         let caller = if connection.is_empty() { "" } else { "billing" };
@@ -64,11 +64,11 @@ async fn each_outcome_is_counted_as_in_the_contract() {
         (tokens("broken", "misconfigured"), 1.0),
     ];
     for (series, value) in table {
-        sidecar.until_metric(&series, |found| found == value).await;
+        sidecar.wait_for_metric(&series, |found| found == value).await;
     }
     // These are retried after 2 s.
     for (connection, outcome) in [("away", "unavailable"), ("nonsense", "invalid_answer")] {
-        sidecar.until_metric(&token_requests(connection, outcome), |found| found >= 1.0).await;
+        sidecar.wait_for_metric(&token_requests(connection, outcome), |found| found >= 1.0).await;
     }
     let expiry = "keybearer_token_expiry_timestamp_seconds{connection=\"crm\",profile=\"default\"}";
     let left = sidecar.metric(expiry).await - now_s();
@@ -79,7 +79,7 @@ async fn each_outcome_is_counted_as_in_the_contract() {
     let build = raw::get(sidecar.admin(), "/metrics").await.text();
     let build =
         build.lines().find(|line| line.starts_with("keybearer_build_info{")).expect("the build information").to_owned();
-    let rustc = std::process::Command::new("rustc").arg("--version").output().expect("rustc runs").stdout;
+    let rustc = std::process::Command::new("rustc").arg("--version").output().expect("rustc is installed").stdout;
     let rustc = String::from_utf8_lossy(&rustc).split(' ').nth(1).unwrap_or_default().to_owned();
     for part in [format!("version=\"{}\"", env!("CARGO_PKG_VERSION")), "revision=\"".to_owned(), rustc] {
         assert!(build.contains(&part) && build.ends_with("} 1"), "{part} is not in {build}");
@@ -89,18 +89,18 @@ async fn each_outcome_is_counted_as_in_the_contract() {
 #[tokio::test]
 async fn requests_in_flight_are_counted_until_they_end() {
     let (server, upstream) = peers().await;
-    let sidecar = exercised(&server, &upstream).await;
+    let sidecar = sidecar_after_all_outcomes(&server, &upstream).await;
     let (active, idle) =
         ("keybearer_upstream_connections{state=\"active\"}", "keybearer_upstream_connections{state=\"idle\"}");
-    sidecar.until_metric(active, |count| count == 0.0).await;
+    sidecar.wait_for_metric(active, |count| count == 0.0).await;
     assert!(sidecar.metric(idle).await >= 1.0, "no connection is kept");
     let mut conn = Conn::open(sidecar.proxy()).await;
     conn.write(format!("GET http://api.test/silence HTTP/1.1\r\nHost: api.test\r\n{CALLER}\r\n").as_bytes()).await;
-    sidecar.until_metric(active, |count| count == 1.0).await;
+    sidecar.wait_for_metric(active, |count| count == 1.0).await;
     assert_eq!(sidecar.metric("keybearer_requests_in_flight").await, 1.0);
     assert_eq!(conn.read_response().await.code(), "upstream_timeout");
-    sidecar.until_metric(active, |count| count == 0.0).await;
-    sidecar.until_metric("keybearer_requests_in_flight", |count| count == 0.0).await;
+    sidecar.wait_for_metric(active, |count| count == 0.0).await;
+    sidecar.wait_for_metric("keybearer_requests_in_flight", |count| count == 0.0).await;
 }
 
 #[tokio::test]

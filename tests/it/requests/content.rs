@@ -59,7 +59,7 @@ async fn a_problem_in_response_to_head_has_no_content() {
     let name = ServerName::try_from("secure.test").expect("a name");
     let stream = connector.connect(name, conn.stream).await.expect("a handshake");
     let request = Request::head("https://else.test/").body(()).expect("a request");
-    let read = Http2::over(stream).await.send(request).await;
+    let read = Http2::on(stream).await.send(request).await;
     assert_eq!((read.code(), read.reset, read.body.len()), ("authority_mismatch", None, 0), "{read:?}");
 }
 
@@ -125,7 +125,7 @@ async fn content_of_a_get_is_replayed_after_a_rejected_token() {
 async fn a_truncated_response_over_http_1_0_ends_with_a_reset() {
     let chunked = |more: &str| format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n{more}");
     let whole = chunked("0\r\n\r\n").into_bytes();
-    let stage = Stage::answering("timeouts: {idle: 1s}\n", move |request, _| match request.request_line() {
+    let stage = Stage::with_reply("timeouts: {idle: 1s}\n", move |request, _| match request.request_line() {
         line if line.contains("/whole") => Reply::Bytes(whole.clone()),
         line if line.contains("/silent") => Reply::Bytes(chunked("").into_bytes()),
         _ => Reply::BytesThenClose(chunked("").into_bytes()),
@@ -169,7 +169,7 @@ async fn a_truncated_response_over_http_1_0_ends_with_a_reset() {
     let name = ServerName::try_from("api.test").expect("a name");
     let stream =
         tunnel_client::connector(&interception_ca().0, &[]).connect(name, conn.stream).await.expect("a handshake");
-    let mut conn = Conn::over(stream);
+    let mut conn = Conn::on(stream);
     conn.write(get("/").as_bytes()).await;
     // TLS sends no close_notify either way; the connection below it shows the reset.
     let mut below = conn.stream.into_inner().0;
@@ -184,6 +184,6 @@ async fn a_truncated_response_over_http_1_0_ends_with_a_reset() {
 /// Reads until the connection ends. Returns the bytes, and the error if it ended with one.
 async fn end<T: tokio::io::AsyncRead + Unpin>(stream: &mut T) -> (Vec<u8>, Option<std::io::ErrorKind>) {
     let mut read = Vec::new();
-    let end = timeout(TIMEOUT, stream.read_to_end(&mut read)).await.expect("an end in time");
+    let end = timeout(TIMEOUT, stream.read_to_end(&mut read)).await.expect("closes before the timeout");
     (read, end.err().map(|error| error.kind()))
 }

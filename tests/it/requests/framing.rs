@@ -102,10 +102,10 @@ async fn a_truncated_http2_response_is_never_forwarded_as_complete() {
     for (row, code) in [("no error", Some(NO_ERROR)), ("an error", Some(CANCEL)), ("the connection ends", None)] {
         let server = FrameServer::start(move |at, before| {
             let length = if before % 2 == 0 { Vec::new() } else { frames::field("content-length", "10") };
-            let begun = [frames::head(at, 0, &[STATUS_200, &length].concat()), frames::data(at, 0, b"abc")].concat();
+            let flow = [frames::head(at, 0, &[STATUS_200, &length].concat()), frames::data(at, 0, b"abc")].concat();
             match code {
-                Some(code) => Reply::Bytes([begun, frames::reset(at, code)].concat()),
-                None => Reply::BytesThenClose([begun, frames::goaway(at, NO_ERROR)].concat()),
+                Some(code) => Reply::Bytes([flow, frames::reset(at, code)].concat()),
+                None => Reply::BytesThenClose([flow, frames::goaway(at, NO_ERROR)].concat()),
             }
         })
         .await;
@@ -116,7 +116,7 @@ async fn a_truncated_http2_response_is_never_forwarded_as_complete() {
             assert_eq!(response.text(), "abc", "{row}, {framing}");
         }
         let line: serde_json::Value =
-            serde_json::from_str(&sidecar.logged("\"response incomplete\"").await).expect("JSON");
+            serde_json::from_str(&sidecar.wait_for_log("\"response incomplete\"").await).expect("JSON");
         assert_eq!((&line["status"], &line["complete"]), (&200.into(), &false.into()), "{row}: {line}");
         let mut http2 = Http2::open(&sidecar).await;
         for framing in ["no length", "a length"] {
@@ -140,7 +140,7 @@ async fn a_reset_that_comes_with_the_response_head_is_502() {
         let response = raw::get_through(sidecar.proxy(), "https://api.test/", "").await;
         assert_eq!((response.status, response.code()), (502, "upstream_unreachable"), "{code}: {response:?}");
         let line: serde_json::Value =
-            serde_json::from_str(&sidecar.logged("\"upstream_unreachable\"").await).expect("JSON");
+            serde_json::from_str(&sidecar.wait_for_log("\"upstream_unreachable\"").await).expect("JSON");
         assert_eq!(line["status"], 502, "{code}: {line}");
         assert_eq!(server.count(), 1, "{code}: it may have been processed");
     }
@@ -177,24 +177,24 @@ async fn a_truncated_http2_request_never_arrives_as_complete() {
         let head = request(&stage.sidecar, Method::POST, "/api/x").body(()).expect("a request");
         let (response, mut upload) = http2.0.send_request(head, false).expect("sent");
         upload.send_data(Bytes::from_static(b"abc"), false).expect("sent");
-        let (mut upstream, _) = timeout(TIMEOUT, listener.accept()).await.expect("in time").expect("a connection");
+        let (mut upstream, _) = timeout(TIMEOUT, listener.accept()).await.expect("no timeout").expect("a connection");
         let mut arrived = Vec::new();
         while !arrived.ends_with(b"abc\r\n") {
-            arrived.push(timeout(TIMEOUT, upstream.read_u8()).await.expect("in time").expect("the upload"));
+            arrived.push(timeout(TIMEOUT, upstream.read_u8()).await.expect("no timeout").expect("the upload"));
         }
         if row == "during the response" {
             let head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n";
-            upstream.write_all(head).await.expect("it reads");
-            let response = timeout(TIMEOUT, response).await.expect("in time").expect("a response");
+            upstream.write_all(head).await.expect("write succeeds");
+            let response = timeout(TIMEOUT, response).await.expect("no timeout").expect("a response");
             assert_eq!(response.status(), 200, "{row}");
         }
         upload.send_reset(Reason::NO_ERROR);
-        let _ = timeout(TIMEOUT, upstream.read_to_end(&mut arrived)).await.expect("an end in time");
+        let _ = timeout(TIMEOUT, upstream.read_to_end(&mut arrived)).await.expect("closes before the timeout");
         assert!(!arrived.ends_with(b"0\r\n\r\n"), "{row}: {}", String::from_utf8_lossy(&arrived));
     }
 }
 
-/// hyper decodes only `chunked`.
+/// `chunked` is the only transfer coding that hyper decodes.
 #[tokio::test]
 async fn an_unsupported_transfer_coding_is_502() {
     let rows = [
@@ -206,7 +206,7 @@ async fn an_unsupported_transfer_coding_is_502() {
         ("chunked", 200),
         ("Chunked", 200),
     ];
-    let stage = Stage::answering("", move |request, _| {
+    let stage = Stage::with_reply("", move |request, _| {
         let number = request.request_line().split("/row/").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
         let Some((coding, _)) = number.map(|number: usize| rows[number]) else { return Reply::ok() };
         let body = if request.head.starts_with("HEAD") { "" } else { "3\r\nabc\r\n0\r\n\r\n" };
@@ -235,7 +235,7 @@ async fn an_unsupported_transfer_coding_is_502() {
 
 #[tokio::test]
 async fn equal_lengths_are_merged() {
-    let stage = Stage::answering("", |request, _| {
+    let stage = Stage::with_reply("", |request, _| {
         let body = if request.head.starts_with("HEAD") { "" } else { "ok" };
         let lines = if request.head.contains("/lines") { "2\r\nContent-Length: 2, 2" } else { "2, 2" };
         Reply::BytesThenClose(format!("HTTP/1.1 200 OK\r\nContent-Length: {lines}\r\n\r\n{body}").into_bytes())
@@ -351,7 +351,7 @@ async fn a_request_head_is_limited_in_bytes_and_fields() {
 async fn bytes_that_are_not_http_get_a_problem_document() {
     let stage = Stage::start("").await;
     for (row, bytes) in [
-        ("no HTTP at all", "HELO there\r\n\r\n".to_owned()),
+        ("not HTTP", "HELO there\r\n\r\n".to_owned()),
         ("a bad field", "GET http://good.test/ HTTP/1.1\r\nHost: x\r\nX Y: z\r\n\r\n".to_owned()),
         ("two lengths", "POST http://good.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n".to_owned()),
     ] {
@@ -381,7 +381,7 @@ async fn a_response_head_is_limited_in_bytes_and_fields() {
         ("400 KB", large(400_000), 502),
     ];
     let lines: Vec<String> = rows.iter().map(|(_, lines, _)| lines.clone()).collect();
-    let stage = Stage::answering("", move |_, before| {
+    let stage = Stage::with_reply("", move |_, before| {
         Reply::BytesThenClose(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nok", lines[before]).into_bytes())
     })
     .await;
@@ -419,7 +419,7 @@ async fn a_response_head_is_limited_in_bytes_and_fields() {
 /// RFC 9112 §9.3: a proxy must not keep an HTTP/1.0 connection alive, whatever the caller requests.
 #[tokio::test]
 async fn http_1_0_callers_get_no_keep_alive() {
-    let stage = Stage::answering("", |request, _| match request.request_line().contains("/chunked") {
+    let stage = Stage::with_reply("", |request, _| match request.request_line().contains("/chunked") {
         true => Reply::Bytes(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n".to_vec()),
         false => Reply::ok(),
     })
@@ -431,7 +431,10 @@ async fn http_1_0_callers_get_no_keep_alive() {
             let mut conn = Conn::open(stage.sidecar.proxy()).await;
             conn.write(format!("GET {target} HTTP/1.0\r\nHost: x\r\n{lines}\r\n").as_bytes()).await;
             let mut read = Vec::new();
-            timeout(TIMEOUT, conn.stream.read_to_end(&mut read)).await.expect("it is closed").expect("bytes");
+            timeout(TIMEOUT, conn.stream.read_to_end(&mut read))
+                .await
+                .expect("closes before the timeout")
+                .expect("bytes");
             let transcript = crate::rig::stage::Transcript(read);
             assert!(
                 transcript.text().starts_with(&format!("HTTP/1.0 {status} ")),
@@ -453,6 +456,6 @@ async fn http_1_0_callers_get_no_keep_alive() {
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
     conn.write(b"CONNECT good.test:80 HTTP/1.0\r\n\r\n").await;
     assert!(crate::rig::tunnel_client::read_connect_head(&mut conn).await.contains(" 200 "));
-    conn.stream.write_all(b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n").await.expect("it reads");
+    conn.stream.write_all(b"GET / HTTP/1.1\r\nHost: good.test\r\n\r\n").await.expect("write succeeds");
     assert_eq!(conn.read_response().await.text(), "ok");
 }

@@ -1,6 +1,6 @@
 //! A real browser: Chromium, driven by `tests/peers/browser.mjs`, which documents the commands and a page's state.
 //!
-//! Not here: the authorization servers' pages (`Tab::sign_in`, `agree` and `deny` only know their buttons).
+//! Not here: the authorization servers' pages (`Tab::sign_in`, `approve` and `deny` only know their buttons).
 //! Invariants: the browser is killed with its handle; each `context` has its own cookies.
 
 #![allow(dead_code, reason = "the rig offers more than the current tests use")]
@@ -100,7 +100,7 @@ impl Tab<'_> {
     }
 
     /// Waits until the address contains `url` and the page contains `text`.
-    pub async fn until(&self, url: &str, text: &str) -> Page {
+    pub async fn wait_until(&self, url: &str, text: &str) -> Page {
         self.run(json!({"cmd": "until", "url": url, "text": text, "within_ms": 20_000})).await
     }
 
@@ -123,7 +123,7 @@ impl Tab<'_> {
 
     /// Confirms on the sidecar's confirmation page.
     pub async fn confirm(&self) -> Page {
-        self.until("/connect/", "Connect an account?").await;
+        self.wait_until("/connect/", "Connect an account?").await;
         self.click("#confirm").await
     }
 
@@ -134,7 +134,7 @@ impl Tab<'_> {
     }
 
     /// Clicks the continue button on any page of an authorization server.
-    pub async fn agree(&self) -> Page {
+    pub async fn approve(&self) -> Page {
         self.click("#go").await
     }
 

@@ -27,10 +27,10 @@ pub async fn run(dir: &Path, arguments: &[&str], input: &str) -> Output {
         .expect("the program starts");
     // The command may exit without reading stdin.
     let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes()).await;
-    timeout(TIMEOUT, child.wait_with_output()).await.expect("it exits in time").expect("output")
+    timeout(TIMEOUT, child.wait_with_output()).await.expect("exits before the timeout").expect("output")
 }
 
 /// Stdout and stderr of a command.
-pub fn printed(output: &Output) -> String {
+pub fn output_text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

@@ -114,7 +114,7 @@ impl Fleet {
             self.replicas[0].log()
         );
         for replica in &self.replicas {
-            served(replica, Duration::from_secs(1)).await;
+            wait_until_served(replica, Duration::from_secs(1)).await;
         }
     }
 
@@ -123,7 +123,7 @@ impl Fleet {
     }
 
     /// Waits until `client` has sent more token requests than `before`.
-    pub async fn token_requests_beyond(&self, client: &str, before: u64) {
+    pub async fn wait_for_token_requests(&self, client: &str, before: u64) {
         let end = Instant::now() + Duration::from_secs(15);
         while self.server.token_requests(client).await <= before {
             assert!(Instant::now() < end, "no token request of {client}\n{}", self.replicas[0].log());
@@ -140,7 +140,7 @@ impl Fleet {
     }
 
     /// Returns just after a rotation was saved, when the next one is not yet due.
-    pub async fn rotated(&self) {
+    pub async fn wait_for_rotation(&self) {
         // A record begins with a random nonce, so its first bytes identify it.
         const RECORD: [&str; 5] = ["--no-raw", "GETRANGE", "keybearer:{crm}:token:default", "0", "99"];
         let (before, record) = (self.count("rotations").await, self.redis.cli(&RECORD).await);
@@ -168,14 +168,14 @@ pub async fn dump(redis: &Redis) -> Vec<(String, String)> {
 }
 
 /// Waits until requests are served.
-pub async fn served(replica: &Sidecar, within: Duration) {
-    let begun = Instant::now();
+pub async fn wait_until_served(replica: &Sidecar, within: Duration) {
+    let started = Instant::now();
     loop {
         let response = get(replica, "").await;
         if response.status == 200 {
             return;
         }
-        assert!(begun.elapsed() < within, "{}\n{}", response.text(), replica.log());
+        assert!(started.elapsed() < within, "{}\n{}", response.text(), replica.log());
         sleep(Duration::from_millis(20)).await;
     }
 }

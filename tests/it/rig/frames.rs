@@ -1,4 +1,4 @@
-//! An HTTP/2 upstream that responds with given frames (RFC 9113 §4.1), for what no library sends.
+//! An HTTP/2 upstream that responds with given frames (RFC 9113 §4.1), including ones that no library sends.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -49,7 +49,7 @@ impl FrameServer {
         F: Fn(u32, usize) -> Reply + Send + Sync + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let address = listener.local_addr().expect("a bound listener");
         let requests = Arc::<AtomicUsize>::default();
         let (count, reply, acceptor) = (requests.clone(), Arc::new(reply), acceptor());
         let task = tokio::spawn(async move {

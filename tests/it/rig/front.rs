@@ -35,7 +35,7 @@ impl SelfSigned {
             "30",
         ]);
         openssl.args(["-subj", "/CN=own", "-addext", &format!("subjectAltName={names}"), "-keyout"]).arg(&key);
-        let made = openssl.arg("-out").arg(&certificate).output().expect("openssl runs");
+        let made = openssl.arg("-out").arg(&certificate).output().expect("openssl is installed");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let read = |path| std::fs::read_to_string(path).expect("a file");
         SelfSigned { certificate: read(certificate), key: read(key) }
@@ -68,7 +68,7 @@ impl Front {
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let address = listener.local_addr().expect("a bound listener");
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let acceptor = acceptor.clone();

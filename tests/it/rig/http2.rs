@@ -34,11 +34,11 @@ pub struct Http2(pub h2::client::SendRequest<Bytes>);
 
 impl Http2 {
     pub async fn open(sidecar: &Sidecar) -> Http2 {
-        Http2::over(TcpStream::connect(sidecar.proxy()).await.expect("a connection")).await
+        Http2::on(TcpStream::connect(sidecar.proxy()).await.expect("a connection")).await
     }
 
     /// Like `open`, on an existing stream.
-    pub async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T) -> Http2 {
+    pub async fn on<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T) -> Http2 {
         let (sender, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
         tokio::spawn(connection);
         Http2(sender)

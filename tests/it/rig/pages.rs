@@ -50,7 +50,7 @@ pub async fn confirm(admin: SocketAddr, url: &str, lines: &str) -> (RawResponse,
 }
 
 /// The target of a page's meta refresh.
-pub fn onward(response: &RawResponse) -> String {
+pub fn redirect_target(response: &RawResponse) -> String {
     let html = response.text();
     let part = html.split("http-equiv=\"refresh\" content=\"0; url=").nth(1).and_then(|rest| rest.split('"').next());
     let target = part.unwrap_or_else(|| panic!("{} has no meta refresh: {html}", response.status));

@@ -117,11 +117,11 @@ impl Peer {
 
     fn pause(&self) {
         let Some(id) = self.child.id() else { panic!("peer has ended; see {}", self.log.display()) };
-        self.pause.lock().expect("no panic while pausing").get_or_insert_with(|| Pause::start(id));
+        self.pause.lock().expect("not poisoned").get_or_insert_with(|| Pause::start(id));
     }
 
     fn resume(&self) {
-        self.pause.lock().expect("no panic while pausing").take();
+        self.pause.lock().expect("not poisoned").take();
     }
 
     async fn get(&self, path: &str) -> Value {

@@ -66,19 +66,19 @@ pub struct Conn<S = TcpStream> {
 
 impl Conn {
     pub async fn open(address: SocketAddr) -> Conn {
-        let stream = timeout(TIMEOUT, TcpStream::connect(address)).await.expect("in time").expect("a connection");
-        Conn::over(stream)
+        let stream = timeout(TIMEOUT, TcpStream::connect(address)).await.expect("no timeout").expect("a connection");
+        Conn::on(stream)
     }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
-    pub fn over(stream: S) -> Conn<S> {
+    pub fn on(stream: S) -> Conn<S> {
         Conn { stream, read: Vec::new() }
     }
 
     /// Writes the bytes. Ignores a peer that has closed, because its response may still be readable.
     pub async fn write(&mut self, bytes: &[u8]) {
-        let _ = timeout(TIMEOUT, self.stream.write_all(bytes)).await.expect("the peer reads");
+        let _ = timeout(TIMEOUT, self.stream.write_all(bytes)).await.expect("write succeeds");
     }
 
     /// Reads one response; its status is 0 if the connection ends first. Assumes that the request was not HEAD.
@@ -89,7 +89,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
     /// Waits for data or the end of the connection; true if the peer has closed it.
     pub async fn is_closed(&mut self) -> bool {
         let mut byte = [0];
-        matches!(timeout(TIMEOUT, self.stream.read(&mut byte)).await.expect("in time"), Ok(0) | Err(_))
+        matches!(timeout(TIMEOUT, self.stream.read(&mut byte)).await.expect("no timeout"), Ok(0) | Err(_))
     }
 
     async fn parse_response(&mut self) -> RawResponse {
@@ -98,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
             if let Some(at) = find(&self.read, b"\r\n\r\n") {
                 break at;
             }
-            if !self.more().await {
+            if !self.read_more().await {
                 return none;
             }
         };
@@ -117,13 +117,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
         if response.header("transfer-encoding").is_some_and(|value| value.eq_ignore_ascii_case("chunked")) {
             response.complete = self.read_chunks(&mut response.body).await;
         } else if let Some(length) = response.header("content-length").and_then(|value| value.parse::<usize>().ok()) {
-            while self.read.len() < length && self.more().await {}
+            while self.read.len() < length && self.read_more().await {}
             response.complete = self.read.len() >= length;
             response.body = self.read.drain(..length.min(self.read.len())).collect();
         } else if status == 204 || status == 304 || status == 101 {
             response.complete = true;
         } else {
-            while self.more().await {}
+            while self.read_more().await {}
             response.body = std::mem::take(&mut self.read);
             response.complete = true;
         }
@@ -142,7 +142,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
                 return true;
             }
             while self.read.len() < size + 2 {
-                if !self.more().await {
+                if !self.read_more().await {
                     body.append(&mut self.read);
                     return false;
                 }
@@ -159,13 +159,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Conn<S> {
                 self.read.drain(..at + 2);
                 return Some(line);
             }
-            if !self.more().await {
+            if !self.read_more().await {
                 return None;
             }
         }
     }
 
-    async fn more(&mut self) -> bool {
+    async fn read_more(&mut self) -> bool {
         let mut buffer = [0; 16 * 1024];
         match self.stream.read(&mut buffer).await {
             Ok(count) if count > 0 => {

@@ -30,7 +30,8 @@ impl Redis {
         // Redis cannot bind port 0, and another program may take the free port first.
         for _ in 0..5 {
             let dir = tempfile::tempdir().expect("a temporary directory");
-            let port = TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("an address").port();
+            let port =
+                TcpListener::bind("127.0.0.1:0").await.expect("a port").local_addr().expect("a bound listener").port();
             let mut redis = Redis { child: launch(port, dir.path(), &more), port, dir, more: more.clone() };
             if redis.responds().await {
                 return redis;
@@ -97,13 +98,13 @@ impl Redis {
     pub async fn cli(&self, arguments: &[&str]) -> String {
         let mut command = Command::new("redis-cli");
         command.args(["-p", &self.port.to_string()]).args(arguments).stdin(Stdio::null()).kill_on_drop(true);
-        let output = command.output().await.expect("redis-cli runs: tests/peers/install.sh installs it");
+        let output = command.output().await.expect("redis-cli is installed; run tests/peers/install.sh");
         String::from_utf8_lossy(&output.stdout).trim_end().to_owned()
     }
 
     /// Kills it (SIGKILL).
     pub async fn stop(&mut self) {
-        self.child.kill().await.expect("it is killed");
+        self.child.kill().await.expect("kill succeeds");
     }
 
     /// Restarts it on the same port, empty.
@@ -135,7 +136,7 @@ fn launch(port: u16, dir: &Path, more: &[String]) -> Child {
         .stdout(Stdio::null())
         .kill_on_drop(true)
         .spawn()
-        .expect("redis-server runs: tests/peers/install.sh installs it")
+        .expect("redis-server is installed; run tests/peers/install.sh")
 }
 
 pub fn free_port() -> u16 {

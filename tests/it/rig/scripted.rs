@@ -40,7 +40,7 @@ pub enum Reply {
     /// Closes the connection without a response.
     Close,
     /// Sends the bytes after a delay and keeps the connection open.
-    Late(Duration, Vec<u8>),
+    Delayed(Duration, Vec<u8>),
     /// Sends nothing and keeps the connection open.
     Silence,
 }
@@ -62,9 +62,9 @@ impl Reply {
     }
 
     /// The same bytes, sent after `delay`.
-    pub fn late(self, delay: Duration) -> Reply {
+    pub fn delayed(self, delay: Duration) -> Reply {
         match self {
-            Reply::Bytes(bytes) => Reply::Late(delay, bytes),
+            Reply::Bytes(bytes) => Reply::Delayed(delay, bytes),
             other => other,
         }
     }
@@ -87,7 +87,7 @@ impl Scripted {
         F: Fn(&Received, usize) -> Reply + Send + Sync + 'static,
     {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let address = listener.local_addr().expect("a bound listener");
         let received = Arc::<Mutex<Vec<Received>>>::default();
         let (log, reply) = (received.clone(), Arc::new(reply));
         let task = tokio::spawn(async move {
@@ -138,7 +138,7 @@ where
         let (bytes, close) = match reply(&request, before) {
             Reply::Bytes(bytes) => (bytes, false),
             Reply::BytesThenClose(bytes) => (bytes, true),
-            Reply::Late(wait, bytes) => {
+            Reply::Delayed(wait, bytes) => {
                 tokio::time::sleep(wait).await;
                 (bytes, false)
             }
@@ -156,26 +156,26 @@ async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, from: u16) -
         if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break at;
         }
-        more(stream, buffer).await?;
+        read_more(stream, buffer).await?;
     };
     let head = String::from_utf8_lossy(&buffer[..end]).into_owned();
     buffer.drain(..end + 4);
     let mut request = Received { head, body: Vec::new(), from };
     if let Some(length) = request.values("content-length").first().and_then(|value| value.parse::<usize>().ok()) {
         while buffer.len() < length {
-            more(stream, buffer).await?;
+            read_more(stream, buffer).await?;
         }
         request.body = buffer.drain(..length).collect();
     } else if !request.values("transfer-encoding").is_empty() {
         while !buffer.windows(5).any(|window| window == b"0\r\n\r\n") {
-            more(stream, buffer).await?;
+            read_more(stream, buffer).await?;
         }
         request.body = std::mem::take(buffer);
     }
     Some(request)
 }
 
-async fn more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
+async fn read_more(stream: &mut TcpStream, buffer: &mut Vec<u8>) -> Option<()> {
     let mut bytes = [0; 16 * 1024];
     match stream.read(&mut bytes).await {
         Ok(count) if count > 0 => buffer.extend_from_slice(&bytes[..count]),

@@ -37,14 +37,14 @@ impl Sidecar {
     /// Like `start`, with further files in the configuration's directory, by relative path.
     pub async fn start_with(config: impl Display, files: &[(&str, &str)]) -> Sidecar {
         let sidecar = Self::spawn(config, files).await;
-        sidecar.until_ready().await;
+        sidecar.wait_until_ready().await;
         sidecar
     }
 
     /// Like `start`, with further environment variables.
     pub async fn start_in(config: impl Display, environment: &[(&str, String)]) -> Sidecar {
         let sidecar = Self::spawn_in(config, &[], environment).await;
-        sidecar.until_ready().await;
+        sidecar.wait_until_ready().await;
         sidecar
     }
 
@@ -58,8 +58,8 @@ impl Sidecar {
         let mut limited = Command::new("sh");
         limited.args(["-c", &format!("ulimit -n {limit} && exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_keybearer")]);
         let (dir, expected) = Self::prepare(config, &[]);
-        let sidecar = Self::launch(prepared(limited), dir, expected, &[]).await;
-        sidecar.until_ready().await;
+        let sidecar = Self::launch(isolated(limited), dir, expected, &[]).await;
+        sidecar.wait_until_ready().await;
         sidecar
     }
 
@@ -96,14 +96,14 @@ impl Sidecar {
         environment: &[(&str, String)],
     ) -> Sidecar {
         let mut sidecar = Self::run(command, dir, environment);
-        if !sidecar.listens(expected).await {
+        if !sidecar.wait_until_listening(expected).await {
             panic!("the sidecar does not listen:\n{}", sidecar.log());
         }
         sidecar
     }
 
-    /// Runs the program in `dir` without waiting for anything.
-    pub fn begin(dir: tempfile::TempDir, environment: &[(&str, String)]) -> Sidecar {
+    /// Starts the program in `dir` without waiting for anything.
+    pub fn spawn_in_dir(dir: tempfile::TempDir, environment: &[(&str, String)]) -> Sidecar {
         Self::run(program(), dir, environment)
     }
 
@@ -143,7 +143,7 @@ impl Sidecar {
     }
 
     /// Waits until it listens on at least `expected` addresses, including the admin's; false if it exits before.
-    pub async fn listens(&mut self, expected: usize) -> bool {
+    pub async fn wait_until_listening(&mut self, expected: usize) -> bool {
         let (lines, addresses) = (&mut self.lines, &self.addresses);
         let listen = || {
             let found = addresses.lock().unwrap();
@@ -155,7 +155,7 @@ impl Sidecar {
 
     /// Kills it (SIGKILL); returns its directory, its number of addresses, and its complete log.
     pub async fn crash(mut self) -> (tempfile::TempDir, usize, String) {
-        self.child.kill().await.expect("it is killed");
+        self.child.kill().await.expect("kill succeeds");
         // Read the log to its end.
         while self.lines.changed().await.is_ok() {}
         let (addresses, log) = (self.addresses.lock().unwrap().len(), self.log());
@@ -165,11 +165,11 @@ impl Sidecar {
     /// Restarts the program in the directory of an earlier one and waits until it is ready.
     pub async fn start_over(dir: tempfile::TempDir, addresses: usize, environment: &[(&str, String)]) -> Sidecar {
         let sidecar = Self::launch(program(), dir, addresses, environment).await;
-        sidecar.until_ready().await;
+        sidecar.wait_until_ready().await;
         sidecar
     }
 
-    pub async fn until_ready(&self) {
+    pub async fn wait_until_ready(&self) {
         let ready = async {
             while raw::get(self.admin(), "/readyz").await.status != 200 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -210,7 +210,7 @@ impl Sidecar {
     }
 
     /// Waits for a log line that contains `text` and returns it.
-    pub async fn logged(&self, text: &str) -> String {
+    pub async fn wait_for_log(&self, text: &str) -> String {
         let mut lines = self.lines.clone();
         let found = async {
             loop {
@@ -238,7 +238,7 @@ impl Sidecar {
     }
 
     /// Waits until the value of a series satisfies `is`.
-    pub async fn until_metric(&self, series: &str, is: impl Fn(f64) -> bool) {
+    pub async fn wait_for_metric(&self, series: &str, is: impl Fn(f64) -> bool) {
         let reached = async {
             while !is(self.metric(series).await) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -270,7 +270,7 @@ impl Sidecar {
     }
 
     /// Waits until the process uses no more CPU time, so that it has processed all input.
-    pub async fn until_idle(&self) {
+    pub async fn wait_until_idle(&self) {
         let mut used = Duration::MAX;
         while self.cpu() != used {
             used = self.cpu();
@@ -289,7 +289,7 @@ impl Sidecar {
 
     /// Waits for the exit. Afterwards the log is complete, unless reading is paused.
     pub async fn exit(&mut self) -> ExitStatus {
-        let status = timeout(Duration::from_secs(40), self.child.wait()).await.expect("it exits in time");
+        let status = timeout(Duration::from_secs(40), self.child.wait()).await.expect("exits before the timeout");
         if *self.reads_log.borrow() {
             let end = async { while self.lines.changed().await.is_ok() {} };
             timeout(TIMEOUT, end).await.unwrap_or_else(|_| panic!("the log does not end:\n{}", self.log()));
@@ -301,16 +301,16 @@ impl Sidecar {
 /// Sends a signal by name to a process that the test started.
 pub fn signal(pid: u32, name: &str) {
     let done = std::process::Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status();
-    assert!(done.expect("kill runs").success());
+    assert!(done.expect("kill is installed").success());
 }
 
 /// A command for the built program, killed when its handle is dropped, with its own state directory that does not exist
 /// yet.
 pub fn program() -> Command {
-    prepared(Command::new(env!("CARGO_BIN_EXE_keybearer")))
+    isolated(Command::new(env!("CARGO_BIN_EXE_keybearer")))
 }
 
-fn prepared(mut command: Command) -> Command {
+fn isolated(mut command: Command) -> Command {
     command.kill_on_drop(true);
     for name in ["KEYBEARER_CONFIG", "KEYBEARER_ADMIN_URL", "KEYBEARER_ADMIN_TOKEN"] {
         command.env_remove(name);
@@ -327,7 +327,7 @@ pub fn unused_state() -> PathBuf {
 }
 
 /// Duration factor of load tests; `.ci/long` sets KEYBEARER_LONG.
-pub fn scale() -> u32 {
+pub fn duration_factor() -> u32 {
     if std::env::var_os("KEYBEARER_LONG").is_some() { 12 } else { 1 }
 }
 

@@ -43,11 +43,11 @@ impl Stage {
     /// `top`: further top-level keys, as whole lines. `PORTS` in it is replaced by the ports 80, 81, 443 and evil's,
     /// which are the default `connect_ports` unless `top` has an `egress`.
     pub async fn start(top: &str) -> Stage {
-        Self::answering(top, |_, _| Reply::ok()).await
+        Self::with_reply(top, |_, _| Reply::ok()).await
     }
 
     /// Like `start`, with `reply` as *good*'s script.
-    pub async fn answering<F>(top: &str, reply: F) -> Stage
+    pub async fn with_reply<F>(top: &str, reply: F) -> Stage
     where
         F: Fn(&Received, usize) -> Reply + Send + Sync + 'static,
     {
@@ -59,7 +59,7 @@ impl Stage {
     /// Like `start`, but the test itself serves *good* on the returned listener. Not for use with `assert_invariants`.
     pub async fn with_raw_good(top: &str) -> (Stage, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let address = listener.local_addr().expect("an address");
+        let address = listener.local_addr().expect("a bound listener");
         (Self::build(top, Scripted::upstream().await, address).await, listener)
     }
 
@@ -116,8 +116,8 @@ impl Stage {
 }
 
 /// A stage whose *good* responds to everything except paths with `/silent`.
-pub async fn patient(top: &str) -> Stage {
-    Stage::answering(top, |request, _| match request.request_line().contains("/silent") {
+pub async fn stage_with_silent_path(top: &str) -> Stage {
+    Stage::with_reply(top, |request, _| match request.request_line().contains("/silent") {
         true => Reply::Silence,
         false => Reply::ok(),
     })
@@ -191,7 +191,7 @@ pub async fn exchange(address: SocketAddr, bytes: &[u8]) -> Transcript {
 
 /// Waits until `is` returns true; `what` describes it in the panic.
 #[track_caller]
-pub fn until<'a>(what: &'a str, is: impl Fn() -> bool + 'a) -> impl Future<Output = ()> + 'a {
+pub fn wait_until<'a>(what: &'a str, is: impl Fn() -> bool + 'a) -> impl Future<Output = ()> + 'a {
     let location = std::panic::Location::caller();
     async move {
         let reached = async {

@@ -36,16 +36,16 @@ impl TunnelClient {
         conn.write(format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{lines}\r\n").as_bytes()).await;
         assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"), "{lines}");
         if !secure {
-            return TunnelClient::over(conn.stream, version).await;
+            return TunnelClient::on(conn.stream, version).await;
         }
         let protocols: &[&[u8]] = if version == Version::HTTP_2 { &[b"h2"] } else { &[] };
         let connector = connector(&interception_ca().0, protocols);
         let name = ServerName::try_from("api.test").expect("a name");
         let stream = connector.connect(name, conn.stream).await.expect("a handshake");
-        TunnelClient::over(stream, version).await
+        TunnelClient::on(stream, version).await
     }
 
-    async fn over<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, version: Version) -> TunnelClient {
+    async fn on<T: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: T, version: Version) -> TunnelClient {
         let io = TokioIo::new(stream);
         match version {
             Version::HTTP_2 => {

@@ -12,7 +12,7 @@ impl WallClock {
 
     /// Sets the offset from the real time, in libfaketime's notation: `+9m`.
     pub fn set(&self, offset: &str) {
-        std::fs::write(self.0.path(), offset).expect("it is written");
+        std::fs::write(self.0.path(), offset).expect("write succeeds");
     }
 
     /// Environment for the program that uses this clock.

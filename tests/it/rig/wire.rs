@@ -21,7 +21,7 @@ pub struct Wire {
 impl Wire {
     pub async fn to(port: u16) -> Wire {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let own = listener.local_addr().expect("an address").port();
+        let own = listener.local_addr().expect("a bound listener").port();
         let (up, cut) = (Arc::new(AtomicBool::new(true)), watch::Sender::new(()));
         let (target, delay_ms) = (Arc::new(AtomicU16::new(port)), Arc::<AtomicU64>::default());
         let (is_up, cuts, current, delay) = (up.clone(), cut.clone(), target.clone(), delay_ms.clone());
@@ -53,7 +53,7 @@ impl Wire {
     }
 
     /// Redirects further connections to another port.
-    pub fn turn(&self, port: u16) {
+    pub fn redirect_to(&self, port: u16) {
         self.target.store(port, Ordering::SeqCst);
     }
 

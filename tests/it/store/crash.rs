@@ -12,13 +12,13 @@ use tokio::time::{Instant, sleep};
 use crate::rig::crm::{get, person};
 use crate::rig::manager::import_refresh_token;
 use crate::rig::peers::{AuthorizationServer, Upstream};
-use crate::rig::sidecar::{Sidecar, scale};
+use crate::rig::sidecar::{Sidecar, duration_factor};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Number of kills; more in a long run.
-fn rounds() -> u32 {
-    if scale() > 1 { 300 } else { 20 }
+fn kill_count() -> u32 {
+    if duration_factor() > 1 { 300 } else { 20 }
 }
 
 #[tokio::test]
@@ -30,7 +30,7 @@ async fn no_acknowledged_refresh_token_is_lost_by_kill_9_under_rotation() {
     let (mut lost_as_planned, mut lost, mut kept) = (0, 0, 0);
     let mut rotated_before = count(&server, "rotations").await;
     connect(&sidecar, &server).await;
-    for round in 0..rounds() {
+    for round in 0..kill_count() {
         let planned = round % 3 == 2;
         // A random delay hits every phase of a rotation.
         sleep(Duration::from_millis(fastrand::u64(0..900))).await;
@@ -38,14 +38,14 @@ async fn no_acknowledged_refresh_token_is_lost_by_kill_9_under_rotation() {
             // The server rotates and holds back the last byte of its response.
             let held = count(&server, "held").await;
             server.control(json!({ "hold": true })).await;
-            until("a response is held back", async || count(&server, "held").await > held).await;
+            wait_until("a response is held back", async || count(&server, "held").await > held).await;
         }
         let (dir, addresses, log) = sidecar.crash().await;
         server.control(json!({ "hold": false })).await;
         let (rotated, requests) = (count(&server, "rotations").await, server.token_requests("person").await);
         let acknowledged = log.lines().filter(|line| line.contains("\"token acquired\"")).count() as u64;
         sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-        match settled(&sidecar).await {
+        match wait_for_outcome(&sidecar).await {
             200 => {
                 assert!(!planned, "round {round}: a token exists although its response was never complete");
                 kept += 1;
@@ -66,17 +66,20 @@ async fn no_acknowledged_refresh_token_is_lost_by_kill_9_under_rotation() {
         let requests = server.token_requests("person").await;
         let (dir, addresses, _) = sidecar.crash().await;
         sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-        assert_eq!(settled(&sidecar).await, 424);
+        assert_eq!(wait_for_outcome(&sidecar).await, 424);
         assert_eq!(server.token_requests("person").await, requests, "another start does not resend it");
         rotated_before = count(&server, "rotations").await;
         connect(&sidecar, &server).await;
     }
-    println!("{} kills: {kept} lost nothing, {lost_as_planned} lost a held response, {lost} lost another", rounds());
-    assert!(kept > 0 && lost_as_planned == rounds() / 3);
+    println!(
+        "{} kills: {kept} lost nothing, {lost_as_planned} lost a held response, {lost} lost another",
+        kill_count()
+    );
+    assert!(kept > 0 && lost_as_planned == kill_count() / 3);
     assert!(
-        lost * 10 <= rounds(),
+        lost * 10 <= kill_count(),
         "{lost} of {} random kills fell between the server's rotation and our write",
-        rounds()
+        kill_count()
     );
 }
 
@@ -92,23 +95,23 @@ async fn count(server: &AuthorizationServer, name: &str) -> u64 {
 
 /// Waits for the outcome: 200 once the server has issued another token, 424 once consent is required. After the
 /// timeout: the status of the last request.
-async fn settled(sidecar: &Sidecar) -> u16 {
-    let begun = Instant::now();
+async fn wait_for_outcome(sidecar: &Sidecar) -> u16 {
+    let started = Instant::now();
     loop {
         let response = get(sidecar, "").await;
         // The stored token may still be usable for a moment, which proves nothing.
         let refreshed = sidecar.log().contains("\"token acquired\"");
-        if response.status == 424 || (response.status == 200 && refreshed) || begun.elapsed() > TIMEOUT {
+        if response.status == 424 || (response.status == 200 && refreshed) || started.elapsed() > TIMEOUT {
             return response.status;
         }
         sleep(Duration::from_millis(20)).await;
     }
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let begun = Instant::now();
+async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
+    let started = Instant::now();
     while !condition().await {
-        assert!(begun.elapsed() < TIMEOUT, "timed out: {what}");
+        assert!(started.elapsed() < TIMEOUT, "timed out: {what}");
         sleep(Duration::from_millis(10)).await;
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 
-use super::{Kept, NEW_KEY, OLD_KEY, state};
-use crate::rig::command::{printed, run};
+use super::{NEW_KEY, OLD_KEY, StoreFixture, state};
+use crate::rig::command::{output_text, run};
 use crate::rig::crm::{connection, get, person};
 use crate::rig::manager::import_refresh_token;
 use crate::rig::peers::{AuthorizationServer, Upstream};
@@ -17,21 +17,21 @@ use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
 async fn no_written_file_contains_a_secret() {
-    let kept = Kept::start().await;
-    let sidecar = Sidecar::start(&kept.config("log: {level: trace}\n")).await;
+    let fixture = StoreFixture::start().await;
+    let sidecar = Sidecar::start(&fixture.config("log: {level: trace}\n")).await;
     assert_eq!(get(&sidecar, "").await.status, 200);
     let admin = format!("http://{}", sidecar.admin());
     let set = run(sidecar.dir.path(), &["secret", "set", "vault", "--admin", &admin], "canary-stored\n").await;
-    assert_eq!(set.status.code(), Some(0), "{}", printed(&set));
+    assert_eq!(set.status.code(), Some(0), "{}", output_text(&set));
     let (dir, _, log) = sidecar.crash().await;
     let export =
         run(dir.path(), &["store", "export", dir.path().join("state/export.jsonl").to_str().unwrap()], "").await;
-    assert_eq!(export.status.code(), Some(0), "{}", printed(&export));
+    assert_eq!(export.status.code(), Some(0), "{}", output_text(&export));
     // Control: the same search finds a canary in plaintext.
     fs::write(dir.path().join("state/planted"), b"\0\x01canary-planted\xff").expect("a file");
     let found = canaries(&dir.path().join("state"));
     assert_eq!(found, ["planted"]);
-    for text in [log, printed(&set), printed(&export)] {
+    for text in [log, output_text(&set), output_text(&export)] {
         assert!(!text.contains("canary"), "{text}");
     }
 }
@@ -51,48 +51,48 @@ fn canaries(directory: &Path) -> Vec<String> {
 
 #[tokio::test]
 async fn seal_keys_are_rotated_and_a_wrong_key_prevents_the_start() {
-    let kept = Kept::start().await;
-    let config = |keys: &str| kept.config(&format!("store: {{embedded: {{}}, seal_key: {keys}}}\n"));
+    let fixture = StoreFixture::start().await;
+    let config = |keys: &str| fixture.config(&format!("store: {{embedded: {{}}, seal_key: {keys}}}\n"));
     let sidecar = Sidecar::start(&config(&format!("\"{OLD_KEY}\""))).await;
     let (dir, addresses, _) = sidecar.crash().await;
     let (path, file) = (dir.path().join("keybearer.yaml"), dir.path().join("state/tokens.redb"));
     let listeners = "listeners: {proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}\n";
     let write = |keys: &str| fs::write(&path, listeners.to_owned() + &config(keys)).expect("a configuration");
 
-    let before = fs::read(&file).expect("the store");
+    let before = fs::read(&file).expect("a readable file");
     for keys in [format!("\"{NEW_KEY}\""), "\"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\"".to_owned()] {
         write(&keys);
         let output = run(dir.path(), &["run"], "").await;
-        let text = printed(&output);
+        let text = output_text(&output);
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert!(text.contains("tokens.redb") && text.contains("seal_key") && !text.contains("panicked"), "{text}");
     }
-    assert!(fs::read(&file).expect("the store") == before, "nothing is overwritten");
+    assert!(fs::read(&file).expect("a readable file") == before, "nothing is overwritten");
 
     write(&format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, fixture.token_requests()), (200, 2), "{}", sidecar.log());
     let (dir, addresses, _) = sidecar.crash().await;
 
     write(&format!("\"{NEW_KEY}\""));
     let early = run(dir.path(), &["run"], "").await;
-    assert!(early.status.code() == Some(1) && printed(&early).contains("reseal"), "{}", printed(&early));
+    assert!(early.status.code() == Some(1) && output_text(&early).contains("reseal"), "{}", output_text(&early));
     write(&format!("[\"{NEW_KEY}\", \"{OLD_KEY}\"]"));
     let reseal = run(dir.path(), &["store", "reseal"], "").await;
-    assert_eq!(reseal.status.code(), Some(0), "{}", printed(&reseal));
+    assert_eq!(reseal.status.code(), Some(0), "{}", output_text(&reseal));
     write(&format!("\"{NEW_KEY}\""));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, fixture.token_requests()), (200, 2), "{}", sidecar.log());
 }
 
 /// Damages the store's file in many ways and starts the program on it.
 #[tokio::test]
 async fn a_damaged_file_is_refused_or_affects_one_connection_and_never_panics() {
-    let kept = Kept::start().await;
-    let sidecar = Sidecar::start(&kept.config("")).await;
+    let fixture = StoreFixture::start().await;
+    let sidecar = Sidecar::start(&fixture.config("")).await;
     let (mut dir, addresses, _) = sidecar.crash().await;
     let file = dir.path().join("state/tokens.redb");
-    let good = fs::read(&file).expect("the store");
+    let good = fs::read(&file).expect("a readable file");
     let length = good.len();
     let flipped = |at: usize| {
         let mut bytes = good.clone();
@@ -104,19 +104,19 @@ async fn a_damaged_file_is_refused_or_affects_one_connection_and_never_panics() 
         ("zeroes".into(), vec![0; length]),
         ("text".into(), b"not a database at all\n".repeat(400)),
         ("half".into(), good[..length / 2].to_vec()),
-        ("a page less".into(), good[..length - 4096].to_vec()),
-        ("garbage behind".into(), [good.clone(), vec![0xa5; 5000]].concat()),
+        ("one page missing".into(), good[..length - 4096].to_vec()),
+        ("trailing garbage".into(), [good.clone(), vec![0xa5; 5000]].concat()),
     ];
     let mut random = fastrand::Rng::with_seed(7);
     cases.extend((0..12).map(|_| random.usize(..length)).map(|at| (format!("byte {at} flipped"), flipped(at))));
     let (mut refused, mut served) = (0, 0);
     for (what, bytes) in cases {
         fs::write(&file, &bytes).expect("a file");
-        let mut sidecar = Sidecar::begin(dir, &[]);
-        let up = sidecar.listens(addresses).await;
+        let mut sidecar = Sidecar::spawn_in_dir(dir, &[]);
+        let up = sidecar.wait_until_listening(addresses).await;
         let log = if up {
             served += 1;
-            sidecar.until_ready().await;
+            sidecar.wait_until_ready().await;
             assert_eq!(get(&sidecar, "").await.status, 200, "{what}: {}", sidecar.log());
             let (left, _, log) = sidecar.crash().await;
             dir = left;
@@ -126,7 +126,7 @@ async fn a_damaged_file_is_refused_or_affects_one_connection_and_never_panics() 
             assert_eq!(sidecar.exit().await.code(), Some(1), "{what}: {}", sidecar.log());
             let (left, _, log) = sidecar.crash().await;
             assert!(log.contains("tokens.redb"), "{what}: {log}");
-            assert!(fs::read(&file).expect("the file") == bytes, "{what}: the file is left unchanged");
+            assert!(fs::read(&file).expect("a readable file") == bytes, "{what}: the file is left unchanged");
             dir = left;
             log
         };
@@ -137,16 +137,16 @@ async fn a_damaged_file_is_refused_or_affects_one_connection_and_never_panics() 
 
 #[tokio::test]
 async fn a_symbolic_link_to_the_store_or_its_key_is_refused() {
-    let kept = Kept::start().await;
+    let fixture = StoreFixture::start().await;
     for name in ["tokens.redb", "seal-key"] {
-        let sidecar = Sidecar::start(&kept.config("")).await;
+        let sidecar = Sidecar::start(&fixture.config("")).await;
         let (dir, _, _) = sidecar.crash().await;
         let path = dir.path().join("state").join(name);
         fs::rename(&path, dir.path().join("elsewhere")).expect("moved");
         symlink(dir.path().join("elsewhere"), &path).expect("a link");
         let output = run(dir.path(), &["run"], "").await;
-        assert_eq!(output.status.code(), Some(1), "{name}: {}", printed(&output));
-        assert!(printed(&output).contains(name), "{}", printed(&output));
+        assert_eq!(output.status.code(), Some(1), "{name}: {}", output_text(&output));
+        assert!(output_text(&output).contains(name), "{}", output_text(&output));
     }
 }
 
@@ -161,21 +161,21 @@ async fn a_full_disk_loses_no_token_and_recovers() {
     assert_eq!(get(&sidecar, "").await.status, 200, "{}", sidecar.log());
     let filler = disk.fill();
     let failed = "keybearer_store_operations_total{operation=\"save\",outcome=\"failed\"}";
-    sidecar.until_metric(failed, |count| count >= 2.0).await;
+    sidecar.wait_for_metric(failed, |count| count >= 2.0).await;
     let end = Instant::now() + Duration::from_secs(3);
     while Instant::now() < end {
         let response = get(&sidecar, "").await;
         assert_eq!(response.status, 200, "{}\n{}", response.text(), sidecar.log());
         sleep(Duration::from_millis(30)).await;
     }
-    sidecar.logged("could not be saved").await;
+    sidecar.wait_for_log("could not be saved").await;
     fs::remove_file(filler).expect("space is free again");
     let saved = "keybearer_store_operations_total{operation=\"save\",outcome=\"ok\"}";
     let before = sidecar.metric(saved).await;
-    sidecar.until_metric(saved, |count| count > before).await;
+    sidecar.wait_for_metric(saved, |count| count > before).await;
     // Avoids a crash between a rotation and its write: the next token is long-lived, and saved before it is logged.
     server.control(json!({ "lifetime": 60 })).await;
-    sidecar.logged("\"lifetime_s\":60.0").await;
+    sidecar.wait_for_log("\"lifetime_s\":60.0").await;
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     assert_eq!(get(&sidecar, "").await.status, 200);

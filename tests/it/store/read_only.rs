@@ -24,7 +24,7 @@ for path in / /tmp /var /var/lib /run /dev/shm "$HOME" "$WHERE"; do
     if mountpoint -q "$path"; then mount -o remount,ro,bind "$path"; fi
 done
 for path in / /tmp /var/lib "$HOME" "$WHERE"; do
-    if [ -d "$path" ] && touch "$path/keybearer-probe" 2>/dev/null; then echo "$path can be written" >&2; exit 99; fi
+    if [ -d "$path" ] && touch "$path/keybearer-probe" 2>/dev/null; then echo "$path is writable" >&2; exit 99; fi
 done
 exec "$@"
 "#;
@@ -40,7 +40,7 @@ fn read_only(directory: &Path) -> Command {
     for options in [&["--mount"][..], &["--mount", "--map-root-user"]] {
         let mut probe = command(options);
         let output = probe.arg("true").as_std_mut().output();
-        if output.expect("unshare, of util-linux").status.success() {
+        if output.expect("unshare of util-linux is installed").status.success() {
             let mut command = command(options);
             command.arg(program().as_std().get_program());
             return command;
@@ -90,7 +90,7 @@ async fn a_request_gets_its_token_on_a_read_only_file_system() {
         }
         panic!("the program exited before it was ready:\n{log}");
     };
-    timeout(TIMEOUT, started).await.expect("it starts in time");
+    timeout(TIMEOUT, started).await.expect("ready before the timeout");
     assert!(warned, "no warning about the state directory");
     assert_eq!(raw::get_through(addresses["proxy"], "http://api.test/", "").await.status, 200);
     assert_eq!(upstream.received()[0].values("authorization"), ["Bearer token-1"]);
@@ -106,7 +106,7 @@ async fn check_and_the_demo_work_on_a_read_only_file_system() {
         [(&["check", "--config", &file][..], "OK, 1 connection"), (&["demo", "--once"], "accepted it")]
     {
         let output =
-            timeout(TIMEOUT, read_only(directory.path()).args(arguments).output()).await.expect("in time").unwrap();
+            timeout(TIMEOUT, read_only(directory.path()).args(arguments).output()).await.expect("no timeout").unwrap();
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success() && stdout.contains(shown), "{arguments:?}: {stdout}{stderr}");
     }

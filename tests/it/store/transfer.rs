@@ -5,35 +5,35 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde_json::json;
 
-use super::{Kept, NEW_KEY, OLD_KEY};
-use crate::rig::command::{printed, run};
+use super::{NEW_KEY, OLD_KEY, StoreFixture};
+use crate::rig::command::{output_text, run};
 use crate::rig::crm::get;
 use crate::rig::redis::Redis;
 use crate::rig::sidecar::Sidecar;
 
 #[tokio::test]
 async fn an_export_is_imported_by_another_store() {
-    let kept = Kept::start().await;
+    let fixture = StoreFixture::start().await;
     let key = format!("store: {{embedded: {{}}, seal_key: \"{OLD_KEY}\"}}\n");
-    let sidecar = Sidecar::start(&kept.config(&key)).await;
+    let sidecar = Sidecar::start(&fixture.config(&key)).await;
     let (dir, addresses, _) = sidecar.crash().await;
     let file = dir.path().join("export.jsonl");
     let export = run(dir.path(), &["store", "export", file.to_str().unwrap()], "").await;
-    assert_eq!(export.status.code(), Some(0), "{}", printed(&export));
+    assert_eq!(export.status.code(), Some(0), "{}", output_text(&export));
     assert_eq!(fs::metadata(&file).expect("an export").mode() & 0o777, 0o600);
-    fs::remove_dir_all(dir.path().join("state")).expect("the old machine is gone");
+    fs::remove_dir_all(dir.path().join("state")).expect("removal succeeds");
     let import = run(dir.path(), &["store", "import", file.to_str().unwrap()], "").await;
-    assert_eq!(import.status.code(), Some(0), "{}", printed(&import));
-    assert!(printed(&import).contains("2 records imported"), "{}", printed(&import));
+    assert_eq!(import.status.code(), Some(0), "{}", output_text(&import));
+    assert!(output_text(&import).contains("2 records imported"), "{}", output_text(&import));
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, 2), "{}", sidecar.log());
+    assert_eq!((get(&sidecar, "").await.status, fixture.token_requests()), (200, 2), "{}", sidecar.log());
 }
 
 #[tokio::test]
 async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
-    let (kept, redis) = (Kept::start().await, Redis::start().await);
+    let (fixture, redis) = (StoreFixture::start().await, Redis::start().await);
     let config = |store: &str, keys: &str| {
-        let text = kept.config(&format!("store: {{{store}, seal_key: {keys}}}\n"));
+        let text = fixture.config(&format!("store: {{{store}, seal_key: {keys}}}\n"));
         format!(
             "listeners: {{proxy: \"127.0.0.1:0\", admin: \"127.0.0.1:0\"}}\n{}",
             text.replace("canary-client-secret", "{store: the-secret}")
@@ -47,8 +47,8 @@ async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
     let export = dir.path().join("export.jsonl").display().to_string();
     let ran = async |arguments: &[&str], input: &str| {
         let output = run(dir.path(), arguments, input).await;
-        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", printed(&output));
-        printed(&output)
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}: {}", output_text(&output));
+        output_text(&output)
     };
     let served = async |requests: usize| {
         let copy = tempfile::tempdir().expect("a directory");
@@ -60,7 +60,7 @@ async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
             }
         }
         let sidecar = Sidecar::start_over(copy, 2, &[]).await;
-        assert_eq!((get(&sidecar, "").await.status, kept.token_requests()), (200, requests), "{}", sidecar.log());
+        assert_eq!((get(&sidecar, "").await.status, fixture.token_requests()), (200, requests), "{}", sidecar.log());
         let (copy, _, _) = sidecar.crash().await;
         copy
     };
@@ -77,7 +77,7 @@ async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
     assert!(ran(&["store", "import", "--overwrite", &export], "").await.contains("3 records imported"));
     assert_eq!(ran(&["secret", "list"], "").await.trim(), "the-secret");
     served(2).await;
-    let last = kept.server.received().pop().expect("a request");
+    let last = fixture.server.received().pop().expect("a request");
     assert!(
         String::from_utf8_lossy(&last.body).contains("canary-client-secret") || last.head.contains("Basic"),
         "{}",
@@ -92,7 +92,7 @@ async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
 
     // Back to a file.
     ran(&["store", "export", &export], "").await;
-    fs::remove_dir_all(dir.path().join("state")).expect("the old file is gone");
+    fs::remove_dir_all(dir.path().join("state")).expect("removal succeeds");
     write(&config(&file, &new));
     assert!(ran(&["store", "import", &export], "").await.contains("3 records imported"));
     served(2).await;
@@ -103,9 +103,9 @@ async fn tokens_and_secrets_move_between_file_and_redis_and_to_another_key() {
 /// A backup of a running fleet.
 #[tokio::test]
 async fn an_export_from_redis_is_complete_while_replicas_write() {
-    let (kept, redis) = (Kept::start().await, Redis::start().await);
+    let (fixture, redis) = (StoreFixture::start().await, Redis::start().await);
     let store = format!("store: {{redis: {{url: \"redis://127.0.0.1:{}\"}}, seal_key: \"{OLD_KEY}\"}}\n", redis.port);
-    let sidecar = Sidecar::start(&kept.config(&store)).await;
+    let sidecar = Sidecar::start(&fixture.config(&store)).await;
     let dir = tempfile::tempdir().expect("a directory");
     let text = fs::read_to_string(sidecar.dir.path().join("keybearer.yaml")).expect("a configuration");
     fs::write(dir.path().join("keybearer.yaml"), text).expect("a file");
@@ -119,7 +119,7 @@ async fn an_export_from_redis_is_complete_while_replicas_write() {
     });
     for _ in 0..5 {
         let output = run(dir.path(), &["store", "export", &export], "").await;
-        assert_eq!(output.status.code(), Some(0), "{}", printed(&output));
+        assert_eq!(output.status.code(), Some(0), "{}", output_text(&output));
         let lines = fs::read_to_string(&export).expect("an export");
         let count = lines.lines().count() - 1;
         assert!(lines.starts_with("{\"keybearer_store\"") && lines.contains(&format!("\"count\":{count}")), "{count}");

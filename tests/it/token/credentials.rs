@@ -40,7 +40,7 @@ impl Stage {
         Stage { sidecar: Sidecar::start(&config).await, upstream, _tokens: tokens }
     }
 
-    /// Returns status and code of the response, and the request as the upstream received it, if it did.
+    /// Returns status and code of the response, and the request that the upstream received, if any.
     async fn send(&self, url: &str, lines: &str) -> (u16, String, Option<Received>) {
         let before = self.upstream.count();
         let response = raw::get_through(self.sidecar.proxy(), &format!("http://{url}"), lines).await;
@@ -164,7 +164,7 @@ async fn credentials_are_stripped_only_where_the_route_configures_it() {
     assert_eq!(left, "authorization cookie x-api-key x_goog_api_key api-key x-auth-token x-own");
     // known: 7 fields and 2 parameters; named: 2 more; only: 2; elsewhere: Authorization instead of X-Api-Key, which
     // holds the token; parameter: 8 fields.
-    stage.sidecar.until_metric("keybearer_stripped_total{connection=\"crm\"}", |count| count == 39.0).await;
+    stage.sidecar.wait_for_metric("keybearer_stripped_total{connection=\"crm\"}", |count| count == 39.0).await;
     let shown = call(stage.sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json();
     let strip: Vec<&Value> = shown["routes"].as_array().expect("routes").iter().map(|route| &route["strip"]).collect();
     let known = json!("known");
@@ -181,7 +181,7 @@ async fn trailers_do_not_restore_stripped_fields() {
     let config = format!(
         "hosts: {{api.test: \"{}\"}}\nconnections:\n- {{name: crm, client_id: a, client_secret: b, token_url: \"http://{}/token\", routes: \
          [{{host: api.test, upstream_tls: false, strip: [X-Own]}}]}}\n",
-        listener.local_addr().expect("an address"),
+        listener.local_addr().expect("a bound listener"),
         tokens.address
     );
     let sidecar = Sidecar::start(&config).await;
@@ -191,7 +191,7 @@ async fn trailers_do_not_restore_stripped_fields() {
         while !String::from_utf8_lossy(&all).split_once("\r\n0\r\n").is_some_and(|(_, end)| end.ends_with("\r\n\r\n")) {
             assert!(stream.read_buf(&mut all).await.expect("bytes") > 0, "{}", String::from_utf8_lossy(&all));
         }
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("it reads");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("write succeeds");
         String::from_utf8_lossy(&all).to_ascii_lowercase()
     };
     let bytes = "POST http://api.test/ HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\nTrailer: X-Own, X_Own, X-Sum\r\n\
@@ -218,13 +218,13 @@ async fn credentials_are_stripped_on_every_request_path() {
     const FIELDS: [(&str, &str); 4] =
         [("X-Api-Key", "mine"), ("Cookie", "mine=1"), ("Authorization", "Bearer mine"), ("X-Other", "stays")];
     let lines: String = FIELDS.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
-    let mut seen = Vec::new();
-    seen.push((
+    let mut records = Vec::new();
+    records.push((
         "absolute form",
         raw::get_through(sidecar.proxy(), &format!("http://api.test{TARGET}"), &lines).await.json(),
     ));
     let mounted = format!("GET /crm{TARGET} HTTP/1.1\r\nHost: kb\r\n{lines}Connection: close\r\n\r\n");
-    seen.push(("a mount", raw::send(sidecar.proxy(), mounted.as_bytes()).await.json()));
+    records.push(("a mount", raw::send(sidecar.proxy(), mounted.as_bytes()).await.json()));
     for (row, secure, version) in [
         ("plain inside a tunnel", false, Version::HTTP_11),
         ("HTTP/2 inside a tunnel", false, Version::HTTP_2),
@@ -234,7 +234,7 @@ async fn credentials_are_stripped_on_every_request_path() {
         let mut tunnel = TunnelClient::open(sidecar.proxy(), "", secure, version).await;
         let body =
             tunnel.get_with(secure, TARGET, &FIELDS).await.into_body().collect().await.expect("a body").to_bytes();
-        seen.push((row, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{row}: {body:?}"))));
+        records.push((row, serde_json::from_slice(&body).unwrap_or_else(|_| panic!("{row}: {body:?}"))));
     }
     let headers: serde_json::Map<String, Value> =
         FIELDS.iter().map(|(name, value)| (name.to_ascii_lowercase(), json!(value))).collect();
@@ -242,14 +242,14 @@ async fn credentials_are_stripped_on_every_request_path() {
     let options = json!({ "origin": sidecar.proxy_url(), "connect": null, "requests": [request] });
     let responses = run_script(node(), "clients/h2.mjs", &[&options.to_string()], &[]).await;
     let body = responses[0]["body"].as_str().expect("a body");
-    seen.push(("HTTP/2 at a mount", serde_json::from_str(body).unwrap_or_else(|_| panic!("{responses}"))));
-    for (row, seen) in &seen {
-        let headers = &seen["headers"];
+    records.push(("HTTP/2 at a mount", serde_json::from_str(body).unwrap_or_else(|_| panic!("{responses}"))));
+    for (row, record) in &records {
+        let headers = &record["headers"];
         assert_eq!(headers[":path"], "/x?a=%20b", "{row}");
         assert_eq!(headers["authorization"], format!("Bearer {INJECTED}"), "{row}");
-        assert_eq!((&headers["x-api-key"], &headers["cookie"]), (&Value::Null, &Value::Null), "{row}: {seen}");
+        assert_eq!((&headers["x-api-key"], &headers["cookie"]), (&Value::Null, &Value::Null), "{row}: {record}");
         assert_eq!(headers["x-other"], "stays", "{row}");
     }
-    let expected = (3 * seen.len()) as f64;
-    sidecar.until_metric("keybearer_stripped_total{connection=\"crm\"}", |count| count == expected).await;
+    let expected = (3 * records.len()) as f64;
+    sidecar.wait_for_metric("keybearer_stripped_total{connection=\"crm\"}", |count| count == expected).await;
 }

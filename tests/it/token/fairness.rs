@@ -37,10 +37,10 @@ async fn in_memory(sidecar: &Sidecar, connection: &str) -> f64 {
     sum(sidecar, "keybearer_tokens", connection).await
 }
 
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
-    let begun = Instant::now();
+async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
+    let started = Instant::now();
     while !condition().await {
-        assert!(begun.elapsed() < Duration::from_secs(30), "timed out waiting: {what}");
+        assert!(started.elapsed() < Duration::from_secs(30), "timed out waiting: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -49,7 +49,7 @@ async fn until(what: &str, condition: impl AsyncFn() -> bool) {
 async fn abandoned_exchanges_delay_no_other_connection() {
     let server = Scripted::start(|request, before| {
         let token = Reply::token(&format!("token-{before}"), 600);
-        if request.request_line().contains("/slow") { token.late(Duration::from_secs(1)) } else { token }
+        if request.request_line().contains("/slow") { token.delayed(Duration::from_secs(1)) } else { token }
     })
     .await;
     let (upstream, address) = (Scripted::upstream().await, server.address);
@@ -70,18 +70,18 @@ async fn abandoned_exchanges_delay_no_other_connection() {
         conn.write(head.as_bytes()).await;
     }
     let first_token = async |caller: &str| {
-        let (begun, line) = (Instant::now(), format!("Authorization: Bearer {caller}\r\n"));
+        let (started, line) = (Instant::now(), format!("Authorization: Bearer {caller}\r\n"));
         let response = raw::get_through(sidecar.proxy(), "http://other.test/x", &line).await;
         assert_eq!(response.status, 200, "{}: {}", response.code(), response.text());
-        assert!(begun.elapsed() < Duration::from_secs(3), "{caller} waited {:?}", begun.elapsed());
+        assert!(started.elapsed() < Duration::from_secs(3), "{caller} waited {:?}", started.elapsed());
     };
     first_token("while-the-others-wait").await;
     let ended = async || sum(&sidecar, "keybearer_requests_total", "slow").await as usize == ABANDONED;
-    until("each request has ended", ended).await;
+    wait_until("each request has ended", ended).await;
     first_token("after-the-others-have-left").await;
     let slow_requests = || server.received().iter().filter(|request| request.request_line().contains("/slow")).count();
     // Granted tokens stay in memory for a while; every other attempt is abandoned.
-    until("no attempt is left", async || in_memory(&sidecar, "slow").await <= slow_requests() as f64).await;
+    wait_until("no attempt is left", async || in_memory(&sidecar, "slow").await <= slow_requests() as f64).await;
     assert!(slow_requests() < ABANDONED / 4, "{} token requests that no caller waits for", slow_requests());
 }
 
@@ -100,7 +100,7 @@ async fn keep_warm_refreshes_a_million_subjects_a_day_and_starves_no_caller() {
             return reply;
         }
         times.lock().unwrap().push(Instant::now());
-        reply.late(Duration::from_millis(200))
+        reply.delayed(Duration::from_millis(200))
     })
     .await;
     let (upstream, address) = (Scripted::upstream().await, server.address);
@@ -117,20 +117,20 @@ async fn keep_warm_refreshes_a_million_subjects_a_day_and_starves_no_caller() {
     }
     let (dir, addresses, _) = sidecar.crash().await;
     let file = dir.path().join("keybearer.yaml");
-    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let text = std::fs::read_to_string(&file).expect("a readable file");
     std::fs::write(&file, text.replace("tokens: per_subject,", "tokens: per_subject, keep_warm: 4s,")).expect("a file");
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
 
     let count = || refreshed.lock().unwrap().len();
-    until("the keep_warm walk has begun", async || count() > 20).await;
+    wait_until("the keep_warm walk has started", async || count() > 20).await;
     let memory = sidecar.resident_kib();
     // A subject that the walk reaches last, with an expired access token.
     let lines = format!("Keybearer-Subject: s-{:04}\r\n", SUBJECTS - 1);
-    let begun = Instant::now();
+    let started = Instant::now();
     let response = raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await;
     assert_eq!(response.status, 200, "{}\n{}", response.text(), sidecar.log());
-    assert!(begun.elapsed() < Duration::from_secs(3), "a caller waited {:?} for its token", begun.elapsed());
-    until("each subject was refreshed", async || count() >= SUBJECTS).await;
+    assert!(started.elapsed() < Duration::from_secs(3), "a caller waited {:?} for its token", started.elapsed());
+    wait_until("each subject was refreshed", async || count() >= SUBJECTS).await;
 
     let times = refreshed.lock().unwrap().clone();
     let rate = (SUBJECTS - 1) as f64 / (times[SUBJECTS - 1] - times[0]).as_secs_f64();

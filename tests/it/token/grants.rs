@@ -177,12 +177,12 @@ async fn get(sidecar: &Sidecar, cell: &Cell) -> RawResponse {
 async fn accepted(sidecar: &Sidecar, cell: &Cell) -> String {
     let response = get(sidecar, cell).await;
     assert_eq!(response.status, 200, "{}: {}", cell.name, response.text());
-    let seen = response.json();
-    assert_eq!((&seen["active"], &seen["client_id"]), (&json!(true), &json!(cell.client)), "{}", cell.name);
-    if let (Some(subject), Some(sub)) = (cell.subject, seen["sub"].as_str()) {
+    let record = response.json();
+    assert_eq!((&record["active"], &record["client_id"]), (&json!(true), &json!(cell.client)), "{}", cell.name);
+    if let (Some(subject), Some(sub)) = (cell.subject, record["sub"].as_str()) {
         assert_eq!(sub, subject, "{}", cell.name);
     }
-    let headers = seen["headers"].as_array().unwrap();
+    let headers = record["headers"].as_array().unwrap();
     let at = headers.iter().position(|name| name.as_str().unwrap().eq_ignore_ascii_case("authorization")).unwrap();
     headers[at + 1].as_str().unwrap().to_owned()
 }
@@ -205,7 +205,7 @@ async fn successful_token_requests(sidecar: &Sidecar) -> std::collections::HashM
     counts
 }
 
-async fn walk(server: AuthorizationServer, saml: bool) {
+async fn check_all_combinations(server: AuthorizationServer, saml: bool) {
     let files = tempfile::tempdir().unwrap();
     sign_subject_token(&server, &files.path().join("subject"));
     if saml {
@@ -282,13 +282,13 @@ async fn assert_no_secret_leaks(sidecar: &Sidecar, token: &str) {
 #[tokio::test]
 async fn every_grant_works_with_every_client_authentication_at_oidc_provider() {
     let server = AuthorizationServer::op(json!({"lifetime": 4})).await;
-    walk(server, false).await;
+    check_all_combinations(server, false).await;
 }
 
 #[tokio::test]
 async fn every_grant_works_with_every_client_authentication_at_authlib() {
     let server = AuthorizationServer::al(json!({"lifetime": 4})).await;
-    walk(server, true).await;
+    check_all_combinations(server, true).await;
 }
 
 /// RFC 8705 §3: the upstream accepts the token only together with the client certificate that it is bound to.

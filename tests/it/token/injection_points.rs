@@ -36,7 +36,7 @@ impl Stage {
         Stage { sidecar: Sidecar::start(&config).await, upstream, _tokens: tokens }
     }
 
-    /// Returns status and code of the response, and the request as the upstream received it, if it did.
+    /// Returns status and code of the response, and the request that the upstream received, if any.
     async fn send(&self, url: &str, lines: &str) -> (u16, String, Option<crate::rig::scripted::Received>) {
         let before = self.upstream.count();
         let response = raw::get_through(self.sidecar.proxy(), &format!("http://{url}"), lines).await;
@@ -107,7 +107,7 @@ async fn a_token_in_the_query_is_sent_once_and_never_logged() {
     assert_eq!(tried.status, 200, "{}", tried.text());
     let last = stage.upstream.received().pop().expect("a request");
     assert_eq!(last.request_line(), "GET /x?b=2&access_token=tok%2Ben%2F1%3D HTTP/1.1");
-    stage.sidecar.logged("/refuse-once").await;
+    stage.sidecar.wait_for_log("/refuse-once").await;
     let log = stage.sidecar.log();
     assert!(tried.text().contains("plain.test"), "{}", tried.text());
     for secret in ["tok+en", "tok%2Ben"] {
@@ -167,7 +167,7 @@ async fn one_request_carries_the_tokens_of_two_connections() {
     for name in ["crm", "maps"] {
         let counted =
             format!("keybearer_injections_total{{connection=\"{name}\",outcome=\"injected\",profile=\"default\"}}");
-        sidecar.until_metric(&counted, |count| count == 2.0).await;
+        sidecar.wait_for_metric(&counted, |count| count == 2.0).await;
     }
     let shown = call(sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json();
     assert_eq!(

@@ -109,7 +109,7 @@ fn wall_s() -> f64 {
 }
 
 /// Polls until the condition holds.
-async fn until(what: &str, condition: impl AsyncFn() -> bool) {
+async fn wait_until(what: &str, condition: impl AsyncFn() -> bool) {
     let held = async {
         while !condition().await {
             sleep(Duration::from_millis(30)).await;
@@ -135,7 +135,7 @@ async fn steadily_served(sidecar: &Sidecar, span: Duration, slowest: Duration) -
 }
 
 /// The distinct `Authorization` values that arrived.
-fn seen(received: &[Received]) -> BTreeSet<String> {
+fn authorization_values(received: &[Received]) -> BTreeSet<String> {
     received.iter().flat_map(|request| request.values("authorization")).map(str::to_owned).collect()
 }
 

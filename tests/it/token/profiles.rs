@@ -57,7 +57,7 @@ fn crm(server: &Scripted, write: &str) -> String {
 }
 
 /// The token that the upstream received, without its number; else the proxy's status and error code.
-async fn seen(sidecar: &Sidecar, upstream: &Scripted, url: &str, lines: &str) -> String {
+async fn token_or_error(sidecar: &Sidecar, upstream: &Scripted, url: &str, lines: &str) -> String {
     let before = upstream.count();
     let response = raw::get_through(sidecar.proxy(), url, lines).await;
     let received = upstream.received();
@@ -103,13 +103,13 @@ async fn a_profile_is_selected_by_the_route_or_the_request() {
         ("http://free.test/x", None, ""),
     ] {
         let lines = name.map(named).unwrap_or_default();
-        assert_eq!(seen(&sidecar, &upstream, url, &lines).await, expected, "{url} {name:?}");
+        assert_eq!(token_or_error(&sidecar, &upstream, url, &lines).await, expected, "{url} {name:?}");
     }
     for bad in ["", "crm/", "/write", "CRM", "crm, erp", "crm/a/b", "crm write"] {
-        assert_eq!(seen(&sidecar, &upstream, root, &named(bad)).await, "400 bad_request_target", "{bad:?}");
+        assert_eq!(token_or_error(&sidecar, &upstream, root, &named(bad)).await, "400 bad_request_target", "{bad:?}");
     }
     let twice = named("crm") + &named("crm");
-    assert_eq!(seen(&sidecar, &upstream, root, &twice).await, "400 bad_request_target");
+    assert_eq!(token_or_error(&sidecar, &upstream, root, &twice).await, "400 bad_request_target");
     assert_eq!(server.count(), 3, "one token request per definition");
     let refused = raw::get_through(sidecar.proxy(), root, &named("crm/read")).await.json();
     assert_eq!((&refused["code"], &refused["connection"]), (&json!("no_route"), &Value::Null), "{refused}");
@@ -127,7 +127,7 @@ async fn a_profile_is_selected_by_the_route_or_the_request() {
         let granted = format!("keybearer_token_requests_total{{{labels},grant=\"{grant}\",outcome=\"ok\"}}");
         assert_eq!(sidecar.metric(&granted).await, 1.0, "{granted}");
     }
-    let used = sidecar.logged("\"profile\":\"person\"").await;
+    let used = sidecar.wait_for_log("\"profile\":\"person\"").await;
     assert!(used.contains("\"connection\":\"crm\""), "{used}");
 }
 
@@ -166,7 +166,11 @@ async fn a_name_selects_among_connections_of_one_host_but_does_not_bypass_access
         ("http://named.test/x", "sa", "one", "403 no_route"),
         ("http://named.test/x", "sa", "three", "client_credentials.three."),
     ] {
-        assert_eq!(seen(&sidecar, &upstream, url, &by(caller, name)).await, expected, "{url} {caller} {name}");
+        assert_eq!(
+            token_or_error(&sidecar, &upstream, url, &by(caller, name)).await,
+            expected,
+            "{url} {caller} {name}"
+        );
     }
     for (caller, name, expected) in [("sa", "", "one"), ("sb", "Keybearer-Connection: two\r\n", "two")] {
         let lines = format!("Keybearer-Authorization: Bearer {caller}\r\n{name}");
@@ -186,20 +190,20 @@ async fn a_changed_profile_does_not_affect_the_tokens_of_others() {
     let file = sidecar.dir.path().join("keybearer.yaml");
     let requests = |scope: &str| server.received().iter().filter(|request| field(request, "scope") == scope).count();
     std::fs::write(&file, text("all")).expect("a file");
-    sidecar.until_metric(APPLIED, |count| count >= 1.0).await;
+    sidecar.wait_for_metric(APPLIED, |count| count >= 1.0).await;
     let (root, write) = ("http://api.test/x", "http://api.test/write/x");
-    assert_eq!(seen(&sidecar, &upstream, write, "").await, "client_credentials.all.other");
-    assert_eq!(seen(&sidecar, &upstream, root, "").await, OWN);
+    assert_eq!(token_or_error(&sidecar, &upstream, write, "").await, "client_credentials.all.other");
+    assert_eq!(token_or_error(&sidecar, &upstream, root, "").await, OWN);
     assert_eq!((requests("read"), requests("write"), requests("all")), (1, 1, 1));
     // When the profile is removed, its token is forgotten and its name matches no route.
     let without =
         text("all").replace("{name: write, scopes: [all], audience: other}, ", "").replace(", profile: write", "");
     std::fs::write(&file, without).expect("a file");
-    sidecar.until_metric(APPLIED, |count| count >= 2.0).await;
-    assert_eq!(seen(&sidecar, &upstream, root, &named("crm/write")).await, "403 no_route");
-    assert_eq!(seen(&sidecar, &upstream, write, "").await, OWN);
+    sidecar.wait_for_metric(APPLIED, |count| count >= 2.0).await;
+    assert_eq!(token_or_error(&sidecar, &upstream, root, &named("crm/write")).await, "403 no_route");
+    assert_eq!(token_or_error(&sidecar, &upstream, write, "").await, OWN);
     let expiry = "keybearer_token_expiry_timestamp_seconds{connection=\"crm\",profile=";
-    sidecar.until_metric(&format!("{expiry}\"write\"}}"), |value| value == 0.0).await;
+    sidecar.wait_for_metric(&format!("{expiry}\"write\"}}"), |value| value == 0.0).await;
     assert!(sidecar.metric(&format!("{expiry}\"person\"}}")).await > 0.0);
     assert_eq!(server.count(), 4);
 }
@@ -225,11 +229,11 @@ async fn command(sidecar: &Sidecar, arguments: &[&str]) -> Output {
     let mut command = program();
     command.args(arguments).env("KEYBEARER_ADMIN_URL", format!("http://{}", sidecar.admin()));
     command.env("KEYBEARER_ADMIN_TOKEN", MANAGER);
-    timeout(TIMEOUT, command.output()).await.expect("in time").expect("it runs")
+    timeout(TIMEOUT, command.output()).await.expect("no timeout").expect("the command starts")
 }
 
 /// The output of a command, which must succeed.
-async fn printed(sidecar: &Sidecar, arguments: &[&str]) -> String {
+async fn successful_output(sidecar: &Sidecar, arguments: &[&str]) -> String {
     let output = command(sidecar, arguments).await;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}{}", String::from_utf8_lossy(&output.stderr));
@@ -262,7 +266,7 @@ async fn commands_and_api_select_a_profile_by_name() {
         (&json!("write"), &json!(true))
     );
 
-    let table = printed(&sidecar, &["connections"]).await;
+    let table = successful_output(&sidecar, &["connections"]).await;
     let lines: Vec<Vec<&str>> = table.lines().map(|line| line.split_whitespace().take(3).collect()).collect();
     let expected = [
         ["crm", "fresh", "client_credentials"],
@@ -272,14 +276,14 @@ async fn commands_and_api_select_a_profile_by_name() {
     ];
     assert_eq!(lines[1..], expected, "{table}");
 
-    let refreshed = printed(&sidecar, &["refresh", "crm", "--profile", "write"]).await;
+    let refreshed = successful_output(&sidecar, &["refresh", "crm", "--profile", "write"]).await;
     assert!(refreshed.starts_with("crm/write: fresh"), "{refreshed}");
     assert_eq!((server.count(), field(&server.received()[3], "scope")), (4, "write".to_owned()));
-    let tested = printed(&sidecar, &["test", "crm", "--profile", "write"]).await;
+    let tested = successful_output(&sidecar, &["test", "crm", "--profile", "write"]).await;
     assert!(tested.contains("http://api.test/write: 200") && tested.contains("profile write"), "{tested}");
     let last = upstream.received().pop().expect("a request");
     assert_eq!(last.values("authorization"), ["Bearer client_credentials.write.other.3"]);
-    let by_name = printed(&sidecar, &["test", "crm", "http://api.test/x", "--profile", "person"]).await;
+    let by_name = successful_output(&sidecar, &["test", "crm", "http://api.test/x", "--profile", "person"]).await;
     assert!(by_name.contains("200"), "{by_name}");
     let elsewhere =
         call(admin, "POST", "/connections/crm/test", &json!({"profile": "write", "url": "http://b.test/"})).await;
@@ -298,13 +302,13 @@ async fn commands_and_api_select_a_profile_by_name() {
 
     // Tokens of a client credentials grant are revoked independently.
     let before = server.count();
-    let revoked = printed(&sidecar, &["revoke", "crm", "--profile", "write", "--json"]).await;
+    let revoked = successful_output(&sidecar, &["revoke", "crm", "--profile", "write", "--json"]).await;
     let revoked: Value = serde_json::from_str(&revoked).expect("JSON");
     assert_eq!(revoked["access_token"]["outcome"], "revoked", "{revoked}");
     let sent = server.received().split_off(before);
     assert_eq!(sent.len(), 1);
     assert_eq!(field(&sent[0], "token"), "client_credentials.write.other.3");
-    assert_eq!(seen(&sidecar, &upstream, "http://api.test/x", "").await, OWN);
+    assert_eq!(token_or_error(&sidecar, &upstream, "http://api.test/x", "").await, OWN);
 }
 
 #[tokio::test]
@@ -361,8 +365,8 @@ async fn a_connection_has_the_worst_state_of_its_tokens() {
         assert_eq!(tokens(query).await.status, status, "{query}");
     }
     // A failing profile does not affect the others.
-    assert_eq!(seen(&sidecar, &upstream, "http://api.test/x", "").await, OWN);
-    assert_eq!(seen(&sidecar, &upstream, "http://api.test/write/x", "").await, "424 token_refused");
+    assert_eq!(token_or_error(&sidecar, &upstream, "http://api.test/x", "").await, OWN);
+    assert_eq!(token_or_error(&sidecar, &upstream, "http://api.test/write/x", "").await, "424 token_refused");
     let refused = raw::get_through(sidecar.proxy(), "http://api.test/write/x", "").await.json();
     assert_eq!((&refused["connection"], &refused["profile"]), (&json!("crm"), &json!("write")), "{refused}");
 }
@@ -382,7 +386,7 @@ async fn each_subject_has_a_token_per_profile() {
         for (path, profile, scope) in [("x", "default", "read"), ("write", "write", "write")] {
             let lines = format!("Keybearer-Subject: {subject}\r\n");
             for _ in 0..2 {
-                let token = seen(&sidecar, &upstream, &format!("http://api.test/{path}"), &lines).await;
+                let token = token_or_error(&sidecar, &upstream, &format!("http://api.test/{path}"), &lines).await;
                 assert_eq!(token, format!("client_credentials.{scope}.{profile}-{subject}"));
             }
         }
@@ -418,7 +422,7 @@ async fn get(sidecar: &Sidecar, path: &str, lines: &str) -> RawResponse {
 }
 
 /// With a real server, and an upstream that introspects every token.
-async fn walk(server: AuthorizationServer) {
+async fn check_profiles(server: AuthorizationServer) {
     let upstream = Upstream::start(&server).await;
     let (ca, url, port) = (Peers::certs().ca.display(), server.token_url(), upstream.http_port());
     let sidecar = Sidecar::start(&format!(
@@ -457,10 +461,10 @@ async fn walk(server: AuthorizationServer) {
 
 #[tokio::test]
 async fn one_client_holds_three_tokens_at_oidc_provider() {
-    walk(AuthorizationServer::op(json!({ "lifetime": 600 })).await).await;
+    check_profiles(AuthorizationServer::op(json!({ "lifetime": 600 })).await).await;
 }
 
 #[tokio::test]
 async fn one_client_holds_three_tokens_at_authlib() {
-    walk(AuthorizationServer::al(json!({ "lifetime": 600 })).await).await;
+    check_profiles(AuthorizationServer::al(json!({ "lifetime": 600 })).await).await;
 }

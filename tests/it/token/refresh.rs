@@ -47,8 +47,8 @@ async fn a_refresh_token_imported_on_the_command_line_rotates_through_three_life
         .stderr(Stdio::piped())
         .spawn()
         .expect("the program starts");
-    child.stdin.take().expect("a pipe").write_all(format!("{token}\n").as_bytes()).await.expect("it reads");
-    let output = timeout(TIMEOUT, child.wait_with_output()).await.expect("it ends").expect("output");
+    child.stdin.take().expect("a pipe").write_all(format!("{token}\n").as_bytes()).await.expect("write succeeds");
+    let output = timeout(TIMEOUT, child.wait_with_output()).await.expect("exits before the timeout").expect("output");
     let text = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{text}\n{}", sidecar.log());
     assert!(!text.contains(&token), "{text}");
@@ -59,7 +59,7 @@ async fn a_refresh_token_imported_on_the_command_line_rotates_through_three_life
     assert_eq!((&stats["refused"], &stats["grants_revoked"]), (&json!(0), &json!(0)), "{stats}");
     let requests = server.token_requests("person").await as f64;
     let labels = "connection=\"crm\",profile=\"default\",grant=\"refresh_token\",outcome=\"ok\"";
-    sidecar.until_metric(&format!("keybearer_token_requests_total{{{labels}}}"), |count| count >= requests).await;
+    sidecar.wait_for_metric(&format!("keybearer_token_requests_total{{{labels}}}"), |count| count >= requests).await;
     assert!(!sidecar.log().contains(&token));
 }
 
@@ -90,9 +90,9 @@ async fn a_refused_refresh_token_is_reported_and_never_sent_again() {
     // An attacker reuses the first refresh token, so the server revokes the grant.
     assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 422);
     let state = async || call(sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json()["state"].clone();
-    let begun = Instant::now();
+    let started = Instant::now();
     while state().await != "reauthorize" {
-        assert!(begun.elapsed() < TIMEOUT, "{}\n{}", state().await, sidecar.log());
+        assert!(started.elapsed() < TIMEOUT, "{}\n{}", state().await, sidecar.log());
         sleep(Duration::from_millis(50)).await;
     }
     let response = get(&sidecar, "").await;
@@ -124,9 +124,9 @@ async fn the_password_grant_refreshes_and_falls_back_to_the_password() {
     };
     assert_eq!(count("password").await, 1.0, "one password grant, then refreshes only");
     server.control(json!({ "forget_refresh_tokens": true })).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     while count("password").await < 2.0 {
-        assert!(begun.elapsed() < TIMEOUT, "{}", sidecar.log());
+        assert!(started.elapsed() < TIMEOUT, "{}", sidecar.log());
         assert_eq!(get(&sidecar, "").await.status, 200);
         sleep(Duration::from_millis(50)).await;
     }
@@ -155,8 +155,8 @@ async fn each_caller_and_subject_gets_its_own_token() {
         let subject = subject.map(|subject| format!("Keybearer-Subject: {subject}\r\n")).unwrap_or_default();
         format!("Proxy-Authorization: {credential}\r\n{subject}")
     };
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(5) {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(5) {
         let cases = [
             ("web", Some("ann"), "ann"),
             ("web", Some("team-1"), "team-1"),
@@ -166,13 +166,13 @@ async fn each_caller_and_subject_gets_its_own_token() {
         for (caller, subject, expected) in cases {
             let response = get(&sidecar, &line(caller, subject)).await;
             assert_eq!(response.status, 200, "{caller} {subject:?}: {}\n{}", response.text(), sidecar.log());
-            let seen = response.json();
-            assert_eq!(seen["sub"], expected, "{caller} {subject:?}: {seen}");
-            assert!(seen["headers"].get("keybearer-subject").is_none(), "{seen}");
+            let record = response.json();
+            assert_eq!(record["sub"], expected, "{caller} {subject:?}: {record}");
+            assert!(record["headers"].get("keybearer-subject").is_none(), "{record}");
         }
     }
 
-    let used = sidecar.logged("\"audit\":\"use\"").await;
+    let used = sidecar.wait_for_log("\"audit\":\"use\"").await;
     assert!(used.contains("\"subject\":\"ann\""), "{used}");
     let before = server.token_requests("person").await;
     for (caller, subject, status, code) in [

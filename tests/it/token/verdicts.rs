@@ -83,7 +83,7 @@ fn refusal(status: u16, error: &str) -> Reply {
     Reply::json(status, &json!({"error": error}))
 }
 
-fn bare(status: u16) -> Reply {
+fn empty_response(status: u16) -> Reply {
     Reply::Bytes(format!("HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n").into_bytes())
 }
 
@@ -96,7 +96,7 @@ async fn get(sidecar: &Sidecar, host: &str) -> RawResponse {
 }
 
 /// Waits until a request through `host` is served.
-async fn until_served(sidecar: &Sidecar, host: &str) {
+async fn wait_until_served(sidecar: &Sidecar, host: &str) {
     let served = async {
         while get(sidecar, host).await.status != 200 {
             sleep(Duration::from_millis(30)).await;
@@ -117,8 +117,8 @@ async fn last_attempt(sidecar: &Sidecar, connection: &str) -> Value {
 /// Seconds between two times in the API's format.
 fn seconds_between(from: &Value, to: &Value) -> i64 {
     let seconds = |time: &Value| {
-        let text = time.as_str().unwrap_or_else(|| panic!("no time: {time}"));
-        let date = std::process::Command::new("date").args(["-d", text, "+%s"]).output().expect("date runs");
+        let text = time.as_str().unwrap_or_else(|| panic!("not a time: {time}"));
+        let date = std::process::Command::new("date").args(["-d", text, "+%s"]).output().expect("date is installed");
         String::from_utf8(date.stdout).expect("digits").trim().parse::<i64>().expect("a number")
     };
     seconds(to) - seconds(from)

@@ -25,7 +25,7 @@ use crate::rig::interception::{interception, interception_ca, make_ca};
 use crate::rig::peers::{AuthorizationServer, ClientKind, Http2Server, Peers, Upstream, run_client_with};
 use crate::rig::raw::Conn;
 use crate::rig::scripted::Scripted;
-use crate::rig::sidecar::{Sidecar, scale};
+use crate::rig::sidecar::{Sidecar, duration_factor};
 use crate::rig::stage::exchange;
 use crate::rig::tunnel_client::{TunnelClient, read_connect_head};
 
@@ -71,7 +71,7 @@ impl Stage {
         let config = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("TLS");
         let connector = TlsConnector::from(Arc::new(config.with_root_certificates(roots).with_no_client_auth()));
         let name = ServerName::try_from(name.to_owned()).expect("a name");
-        timeout(TIMEOUT, connector.connect(name, conn.stream)).await.expect("a handshake in time").map(Conn::over)
+        timeout(TIMEOUT, connector.connect(name, conn.stream)).await.expect("a handshake in time").map(Conn::on)
     }
 
     /// Opens TLS to `name`, port 443, trusting the interception CA.
@@ -90,11 +90,11 @@ impl Stage {
         let _ = tokio::io::AsyncWriteExt::write_all(&mut stdin, request).await;
         let output = async move {
             // Closing stdin earlier would end the connection before the response.
-            let output = child.wait_with_output().await.expect("openssl ends");
+            let output = child.wait_with_output().await.expect("output can be read");
             drop(stdin);
             output
         };
-        let output = timeout(TIMEOUT, output).await.expect("openssl ends in time");
+        let output = timeout(TIMEOUT, output).await.expect("exits before the timeout");
         let text = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&text).into_owned())
     }
@@ -110,7 +110,7 @@ async fn requests_inside_get_the_token_on_one_keep_alive_connection() {
     let mut conn = stage.open("api.test").await;
     for (row, target, host) in [
         ("CI-01", "/x", "api.test"),
-        ("port written out", "/x", "api.test:443"),
+        ("explicit port", "/x", "api.test:443"),
         ("capitals", "/x", "API.test"),
         ("absolute form", "https://api.test/x", "api.test"),
         ("absolute form with port", "https://api.test:443/x", "api.test"),
@@ -223,7 +223,7 @@ async fn a_caller_that_does_not_trust_the_ca_is_logged_once() {
         let error = stage.tls("api.test:443", "api.test", &Peers::certs().ca).await.err().expect("no trust");
         assert!(error.to_string().contains("UnknownIssuer"), "CI-13 {error}");
     }
-    let line = stage.sidecar.logged("the caller does not trust the interception CA").await;
+    let line = stage.sidecar.wait_for_log("the caller does not trust the interception CA").await;
     assert!(line.contains("api.test") && line.contains("keybearer ca export"), "CI-13 {line}");
     // A caller that disconnects during the handshake.
     let mut conn = Conn::open(stage.sidecar.proxy()).await;
@@ -231,7 +231,7 @@ async fn a_caller_that_does_not_trust_the_ca_is_logged_once() {
     read_connect_head(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     drop(conn);
-    stage.sidecar.logged("the caller closed the connection during the handshake").await;
+    stage.sidecar.wait_for_log("the caller closed the connection during the handshake").await;
     let lines = stage.sidecar.log().matches("tunnel closed: TLS handshake failed").count();
     assert_eq!(lines, 3, "CI-13 {}", stage.sidecar.log());
     let mut conn = stage.open("api.test").await;
@@ -250,13 +250,13 @@ async fn a_handshake_has_a_deadline() {
     read_connect_head(&mut conn).await;
     conn.write(b"\x16\x03\x01\x02\x00\x01").await;
     assert!(conn.is_closed().await);
-    stage.sidecar.logged("timeouts.client_head exceeded").await;
+    stage.sidecar.wait_for_log("timeouts.client_head exceeded").await;
 }
 
 #[tokio::test]
 async fn certificates_for_many_names_take_bounded_memory() {
     let stage = Stage::start(ROUTES).await;
-    let names = 300 * scale();
+    let names = 300 * duration_factor();
     stage.open("n0.api.test").await;
     let before = stage.sidecar.resident_kib();
     for first in (0..names).step_by(10) {
@@ -335,7 +335,7 @@ async fn bytes_that_are_neither_tls_nor_http_close_an_intercepted_tunnel() {
         conn.write(bytes).await;
         let mut rest = Vec::new();
         let end = tokio::io::AsyncReadExt::read_to_end(&mut conn.stream, &mut rest);
-        let _ = timeout(TIMEOUT, end).await.expect("it is closed");
+        let _ = timeout(TIMEOUT, end).await.expect("closes before the timeout");
         let rest = String::from_utf8_lossy(&rest);
         assert!(rest.is_empty() || rest.starts_with("HTTP/1.1 400"), "{rest}");
     }
@@ -352,7 +352,7 @@ async fn server_sent_events_stream_through_interception() {
         let mut inside = TunnelClient::open(sidecar.proxy(), "", true, version).await;
         let mut events = inside.get(true, "/events").await.into_body();
         let (mut text, mut times) = (String::new(), Vec::new());
-        while let Some(frame) = timeout(TIMEOUT, events.frame()).await.expect("in time") {
+        while let Some(frame) = timeout(TIMEOUT, events.frame()).await.expect("no timeout") {
             let data = frame.expect("no failure").into_data().unwrap_or_default();
             text.push_str(&String::from_utf8_lossy(&data));
             times.push(Instant::now());
@@ -397,11 +397,11 @@ async fn issued_certificates_survive_a_reload_unless_the_ca_changes() {
     let text = std::fs::read_to_string(&path).expect("a file");
     std::fs::write(&path, text + "workers: 2\nlog: {level: debug}\n").expect("a file");
     let applied = "keybearer_config_reloads_total{outcome=\"applied\"}";
-    stage.sidecar.until_metric(applied, |count| count == 1.0).await;
+    stage.sidecar.wait_for_metric(applied, |count| count == 1.0).await;
     assert!(leaf(&connect(&certificate).await.expect("a handshake")) == first, "the leaf is kept");
     std::fs::copy(&other_key, &key).expect("a copy");
     std::fs::copy(&other, &certificate).expect("a copy");
-    stage.sidecar.until_metric(applied, |count| count == 2.0).await;
+    stage.sidecar.wait_for_metric(applied, |count| count == 2.0).await;
     assert!(leaf(&connect(&other).await.expect("the new CA's leaf")) != first);
 }
 
@@ -412,7 +412,9 @@ async fn every_client_is_served_over_https_with_its_ca_variable() {
     let (proxy, ca) = (stage.sidecar.proxy_url(), interception_ca().0.to_str().expect("UTF-8"));
     let clients = ClientKind::ALL.map(|kind| {
         let (url, proxy) = (format!("https://api.test/{kind:?}"), &proxy);
-        async move { (kind, run_client_with(kind, &url, proxy, 4 * scale(), 100, &[(kind.ca_variable(), ca)]).await) }
+        async move {
+            (kind, run_client_with(kind, &url, proxy, 4 * duration_factor(), 100, &[(kind.ca_variable(), ca)]).await)
+        }
     });
     let mut accepted = 0;
     for (kind, report) in join_all(clients).await {
@@ -426,7 +428,7 @@ async fn every_client_is_served_over_https_with_its_ca_variable() {
 
 #[tokio::test]
 async fn large_bodies_stream_both_ways_in_constant_memory() {
-    let mib = if scale() > 1 { 1024 } else { 64 };
+    let mib = if duration_factor() > 1 { 1024 } else { 64 };
     let stage = Stage::start(ROUTES).await;
     let dir = stage.sidecar.dir.path();
     let line = format!(
@@ -460,7 +462,7 @@ async fn http2_inside_is_served_with_the_same_checks() {
     command.args(["https://api.test/x", "--next", "-sS", "--http2", "-x", &stage.sidecar.proxy_url(), "--cacert"]);
     command.arg(&interception_ca().0).args(["-w", "%{http_version} %{http_code}\n", "-o", "/dev/null"]);
     command.args(["-H", "Host: other.test", "https://api.test/x"]);
-    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("curl runs");
+    let output = command.stdin(Stdio::null()).kill_on_drop(true).output().await.expect("curl is installed");
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(text, "2 200\n2 421\n", "CI-17, CI-03 {}", String::from_utf8_lossy(&output.stderr));
     let records = stage.upstream.records().await;

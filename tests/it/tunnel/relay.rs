@@ -20,7 +20,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// The start of a TLS ClientHello, as far as the proxy reads it.
 const HELLO: &[u8] = b"\x16\x03\x01\x00\x05hello";
 
-/// A raw TCP server: a route names it as `named.test:9443`, no route names it as `free.test`.
+/// A raw TCP server. It is `named.test:9443`, which has a route, and `free.test`, which has none.
 struct Stage {
     sidecar: Sidecar,
     server: TcpListener,
@@ -31,7 +31,7 @@ impl Stage {
     async fn start(top: &str) -> Stage {
         let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let tokens = Scripted::start(|_, _| Reply::token("kb-secret", 3600)).await;
-        let at = server.local_addr().expect("an address");
+        let at = server.local_addr().expect("a bound listener");
         let crm = Connection::at("crm", &tokens).route("host: \"named.test:9443\"");
         let config = Config::new().hosts(["named.test", "free.test"], at).top(top).connection(crm);
         Stage { sidecar: Sidecar::start(config).await, server, _tokens: tokens }
@@ -43,19 +43,22 @@ impl Stage {
         let connect = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
         let (_, accepted) = tokio::join!(conn.write(connect.as_bytes()), timeout(TIMEOUT, self.server.accept()));
         assert!(read_connect_head(&mut conn).await.starts_with("HTTP/1.1 200"), "{authority}");
-        (conn.stream, accepted.expect("in time").expect("a connection").0)
+        (conn.stream, accepted.expect("no timeout").expect("a connection").0)
     }
 }
 
 /// Reads to the end of the stream, which must not be a reset.
 async fn rest(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    timeout(TIMEOUT, stream.read_to_end(&mut bytes)).await.expect("an end in time").expect("an end, not a reset");
+    timeout(TIMEOUT, stream.read_to_end(&mut bytes))
+        .await
+        .expect("closes before the timeout")
+        .expect("an end, not a reset");
     bytes
 }
 
 #[tokio::test]
-async fn bytes_arrive_unchanged_and_each_direction_closes_on_its_own() {
+async fn bytes_arrive_unchanged_and_each_direction_closes_independently() {
     let stage = Stage::start("").await;
     let noise: Vec<u8> = (0..1_000_000_u32).map(|n| n.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
     for (row, authority, first) in [
@@ -65,15 +68,15 @@ async fn bytes_arrive_unchanged_and_each_direction_closes_on_its_own() {
     ] {
         let (mut caller, mut server) = stage.tunnel(authority).await;
         let up = async {
-            caller.write_all(first).await.expect("bytes go");
-            caller.write_all(&noise).await.expect("bytes go");
+            caller.write_all(first).await.expect("write succeeds");
+            caller.write_all(&noise).await.expect("write succeeds");
             caller.shutdown().await.expect("a half-close");
         };
         let (_, arrived) = tokio::join!(up, rest(&mut server));
         assert!(arrived == [first, &noise].concat(), "{row}: {} bytes", arrived.len());
         let down = async {
-            server.write_all(&noise).await.expect("bytes go after the other half has ended");
-            server.shutdown().await.expect("an end");
+            server.write_all(&noise).await.expect("writable after the other half has closed");
+            server.shutdown().await.expect("shutdown succeeds");
         };
         let (_, arrived) = tokio::join!(down, rest(&mut caller));
         assert!(arrived == noise, "{row}: {} bytes", arrived.len());
@@ -83,18 +86,18 @@ async fn bytes_arrive_unchanged_and_each_direction_closes_on_its_own() {
 #[tokio::test]
 async fn a_reset_is_propagated_as_a_reset() {
     let stage = Stage::start("").await;
-    for row in ["the server's", "the server's, after bytes", "the caller's"] {
+    for row in ["by the server", "by the server, after bytes", "by the caller"] {
         let (mut caller, mut server) = stage.tunnel("free.test:443").await;
-        caller.write_all(HELLO).await.expect("bytes go");
-        server.read_exact(&mut [0; HELLO.len()]).await.expect("they arrive");
+        caller.write_all(HELLO).await.expect("write succeeds");
+        server.read_exact(&mut [0; HELLO.len()]).await.expect("the bytes arrive");
         if row.ends_with("bytes") {
-            server.write_all(b"part").await.expect("bytes go");
-            caller.read_exact(&mut [0; 4]).await.expect("they arrive");
+            server.write_all(b"part").await.expect("write succeeds");
+            caller.read_exact(&mut [0; 4]).await.expect("the bytes arrive");
         }
-        let (from, mut to) = if row.starts_with("the caller's") { (caller, server) } else { (server, caller) };
-        from.set_zero_linger().expect("a reset at its end");
+        let (from, mut to) = if row.starts_with("by the caller") { (caller, server) } else { (server, caller) };
+        from.set_zero_linger().expect("a reset");
         drop(from);
-        let end = timeout(TIMEOUT, to.read_to_end(&mut Vec::new())).await.expect("an end in time");
+        let end = timeout(TIMEOUT, to.read_to_end(&mut Vec::new())).await.expect("closes before the timeout");
         assert_eq!(end.map_err(|error| error.kind()), Err(std::io::ErrorKind::ConnectionReset), "{row}");
     }
 }
@@ -103,11 +106,11 @@ async fn a_reset_is_propagated_as_a_reset() {
 async fn a_server_may_speak_first_where_no_route_matches() {
     let stage = Stage::start("").await;
     let (mut caller, mut server) = stage.tunnel("free.test:80").await;
-    server.write_all(b"220 mail.test ESMTP\r\n").await.expect("bytes go");
+    server.write_all(b"220 mail.test ESMTP\r\n").await.expect("write succeeds");
     let mut greeting = [0; 21];
-    timeout(TIMEOUT, caller.read_exact(&mut greeting)).await.expect("in time").expect("a greeting");
+    timeout(TIMEOUT, caller.read_exact(&mut greeting)).await.expect("no timeout").expect("a greeting");
     assert_eq!(&greeting, b"220 mail.test ESMTP\r\n");
-    caller.write_all(b"GET me\r\n").await.expect("bytes go");
+    caller.write_all(b"GET me\r\n").await.expect("write succeeds");
     caller.shutdown().await.expect("a half-close");
     assert_eq!(rest(&mut server).await, b"GET me\r\n", "bytes are no longer inspected");
 }
@@ -138,11 +141,11 @@ async fn a_refused_tunnel_is_explained_and_dials_nothing() {
 async fn the_dialed_connection_is_closed_when_http_inside_is_served() {
     let stage = Stage::start("").await;
     let (mut caller, mut dialed) = stage.tunnel("free.test:80").await;
-    caller.write_all(b"GET / HTTP/1.1\r\nHost: free.test\r\n\r\n").await.expect("bytes go");
-    let (mut used, _) = timeout(TIMEOUT, stage.server.accept()).await.expect("in time").expect("a connection");
+    caller.write_all(b"GET / HTTP/1.1\r\nHost: free.test\r\n\r\n").await.expect("write succeeds");
+    let (mut used, _) = timeout(TIMEOUT, stage.server.accept()).await.expect("no timeout").expect("a connection");
     assert!(rest(&mut dialed).await.is_empty());
     used.read_u8().await.expect("the request");
-    used.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("bytes go");
+    used.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("write succeeds");
     caller.read_u8().await.expect("the tunnel is still open");
 }
 
@@ -168,7 +171,7 @@ async fn a_wrong_credential_opens_no_tunnel() {
 async fn a_relay_is_refused_to_callers_without_a_route() {
     let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let tokens = Scripted::start(|_, _| Reply::token("kb-secret", 3600)).await;
-    let at = server.local_addr().expect("an address");
+    let at = server.local_addr().expect("a bound listener");
     let connection = |name: &str, more: &str, routes: &str| {
         format!(
             "- {{name: {name}, client_id: a, client_secret: b, token_url: \"http://{}/token\", {more}, routes: [{routes}]}}\n",
@@ -233,7 +236,7 @@ async fn a_relay_is_refused_to_callers_without_a_route() {
         let authority = format!("{name}.test:443");
         let opening =
             async { read_connect_head(&mut send(&authority, &format!("CONNECT {authority}"), caller).await).await };
-        assert!(timeout(TIMEOUT, opening).await.expect("in time").starts_with("HTTP/1.1 200"), "{name} {caller}");
+        assert!(timeout(TIMEOUT, opening).await.expect("no timeout").starts_with("HTTP/1.1 200"), "{name} {caller}");
     }
     let mut intercepted = send("pinned.test:443", "CONNECT pinned.test:443", "b").await;
     assert!(
@@ -247,9 +250,9 @@ async fn an_idle_tunnel_is_closed_on_both_sides() {
     let stage = Stage::start("timeouts: {idle: 500ms, client_head: 200ms}\n").await;
     let (mut caller, mut server) = stage.tunnel("free.test:443").await;
     let started = Instant::now();
-    caller.write_all(HELLO).await.expect("bytes go");
+    caller.write_all(HELLO).await.expect("write succeeds");
     let mut hello = [0; HELLO.len()];
-    server.read_exact(&mut hello).await.expect("it arrives");
+    server.read_exact(&mut hello).await.expect("the bytes arrive");
     assert!(rest(&mut server).await.is_empty() && rest(&mut caller).await.is_empty());
     assert!(started.elapsed() >= Duration::from_millis(500), "{:?}", started.elapsed());
 }

@@ -63,7 +63,7 @@ async fn websocket_libraries_work_through_a_tunnel_and_through_a_mount() {
     }
     assert_eq!(tokens.count(), 2, "one replacement serves both");
     let counted = "keybearer_requests_total{connection=\"crm\",profile=\"default\",caller=\"\",origin=\"upstream\",status_class=\"1xx\"}";
-    sidecar.until_metric(counted, |count| count == 2.0).await;
+    sidecar.wait_for_metric(counted, |count| count == 2.0).await;
 }
 
 #[tokio::test]
@@ -82,10 +82,10 @@ async fn a_websocket_works_inside_intercepted_tls() {
 
 /// Accepts the upstream's end of a handshake. Returns it and the request head.
 async fn accept(listener: &TcpListener) -> (TcpStream, String) {
-    let (mut stream, _) = timeout(TIMEOUT, listener.accept()).await.expect("in time").expect("a connection");
+    let (mut stream, _) = timeout(TIMEOUT, listener.accept()).await.expect("no timeout").expect("a connection");
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
-        head.push(timeout(TIMEOUT, stream.read_u8()).await.expect("in time").expect("a head"));
+        head.push(timeout(TIMEOUT, stream.read_u8()).await.expect("no timeout").expect("a head"));
     }
     (stream, String::from_utf8(head).expect("ASCII"))
 }
@@ -97,11 +97,11 @@ fn get(lines: &str) -> String {
 #[tokio::test]
 async fn a_101_is_forwarded_only_for_an_accepted_websocket() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let (sidecar, _tokens) = start(listener.local_addr().expect("an address").port(), "").await;
+    let (sidecar, _tokens) = start(listener.local_addr().expect("a bound listener").port(), "").await;
     for (row, lines, response, status, is_forwarded) in [
         ("a refusal is forwarded", UPGRADE, "HTTP/1.1 426 Upgrade Required\r\nContent-Length: 2\r\n\r\nno", 426, true),
         (
-            "another protocol than requested",
+            "a different protocol than requested",
             UPGRADE,
             "HTTP/1.1 101 x\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
             502,
@@ -163,7 +163,7 @@ async fn a_2xx_instead_of_101_is_502_over_http2() {
         conn.write(format!("GET {path} HTTP/1.1\r\nHost: kb\r\n{UPGRADE}\r\n").as_bytes()).await;
         assert_eq!(conn.read_response().await.status.to_string(), status, "over HTTP/1.1 it is forwarded");
     }
-    sidecar.logged("instead of 101").await;
+    sidecar.wait_for_log("instead of 101").await;
 }
 
 #[tokio::test]
@@ -201,7 +201,7 @@ async fn through_an_egress_proxy_a_websocket_always_uses_connect() {
 #[tokio::test]
 async fn an_open_websocket_does_not_delay_shutdown() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let (mut sidecar, _tokens) = start(listener.local_addr().expect("an address").port(), "").await;
+    let (mut sidecar, _tokens) = start(listener.local_addr().expect("a bound listener").port(), "").await;
     let mut caller = Conn::open(sidecar.proxy()).await;
     caller.write(get(UPGRADE).as_bytes()).await;
     let (mut upstream, _) = accept(&listener).await;
@@ -215,7 +215,7 @@ async fn an_open_websocket_does_not_delay_shutdown() {
 #[tokio::test]
 async fn a_websocket_counts_as_a_tunnel_and_has_an_idle_timeout() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+    let port = listener.local_addr().expect("a bound listener").port();
     let (sidecar, _tokens) = start(port, "limits: {tunnels: 1}\ntimeouts: {idle: 1s}\n").await;
     let mut first = Conn::open(sidecar.proxy()).await;
     // The first message is sent together with the head, before the upgrade is accepted.
@@ -229,9 +229,9 @@ async fn a_websocket_counts_as_a_tunnel_and_has_an_idle_timeout() {
         "{head}"
     );
     let mut five = [0; 5];
-    timeout(TIMEOUT, first.stream.read_exact(&mut five)).await.expect("in time").expect("bytes");
+    timeout(TIMEOUT, first.stream.read_exact(&mut five)).await.expect("no timeout").expect("bytes");
     assert_eq!(&five, b"hello");
-    timeout(TIMEOUT, upstream.read_exact(&mut five)).await.expect("in time").expect("bytes");
+    timeout(TIMEOUT, upstream.read_exact(&mut five)).await.expect("no timeout").expect("bytes");
     assert_eq!(&five, b"early");
     let mut second = Conn::open(sidecar.proxy()).await;
     second.write(get(UPGRADE).as_bytes()).await;

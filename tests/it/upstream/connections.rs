@@ -11,11 +11,11 @@ use crate::rig::front::{Front, SelfSigned};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::{GET, Stage, Transcript, until};
+use crate::rig::stage::{GET, Stage, Transcript, wait_until};
 
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// A restarted upstream has closed all of its connections, so after a dead one no other idle one is tried.
+/// A restarted upstream has closed all of its connections, so after a dead one the proxy tries no other idle one.
 #[tokio::test]
 async fn a_request_survives_the_close_of_all_idle_connections() {
     let (stage, listener) = Stage::with_raw_good("workers: 1\n").await;
@@ -27,13 +27,13 @@ async fn a_request_survives_the_close_of_all_idle_connections() {
             assert!(next_head(stream).await.is_some());
         }
         for stream in [&mut first, &mut second] {
-            stream.write_all(OK).await.expect("a writable stream");
+            stream.write_all(OK).await.expect("write succeeds");
         }
         [first, second]
     };
     let (kept, first, second) = tokio::join!(upstream, get(), get());
     assert_eq!((first.status, second.status), (200, 200));
-    stage.sidecar.until_metric("keybearer_upstream_connections{state=\"idle\"}", |idle| idle == 2.0).await;
+    stage.sidecar.wait_for_metric("keybearer_upstream_connections{state=\"idle\"}", |idle| idle == 2.0).await;
 
     let dies = async |mut stream: TcpStream| {
         let _ = next_head(&mut stream).await.is_some();
@@ -41,7 +41,7 @@ async fn a_request_survives_the_close_of_all_idle_connections() {
     let respond = async move {
         let (mut new, _) = listener.accept().await.expect("a new connection");
         assert!(next_head(&mut new).await.is_some());
-        new.write_all(OK).await.expect("a writable stream");
+        new.write_all(OK).await.expect("write succeeds");
         new
     };
     let [first, second] = kept;
@@ -79,7 +79,7 @@ async fn routes_with_different_server_names_share_no_connection() {
 #[tokio::test]
 async fn on_a_dead_reused_connection_a_get_is_retried_once_and_a_post_never() {
     for (method, expected) in [("GET", 2), ("POST", 1)] {
-        let stage = Stage::answering("workers: 1\n", |request, _| match request.request_line() {
+        let stage = Stage::with_reply("workers: 1\n", |request, _| match request.request_line() {
             line if line.contains("/first") || line.contains("/after") => Reply::ok(),
             _ => Reply::Close,
         })
@@ -109,7 +109,7 @@ async fn on_a_dead_reused_connection_a_get_is_retried_once_and_a_post_never() {
 async fn a_request_survives_the_close_of_a_reused_connection() {
     for (method, body) in [("GET", "\r\n"), ("PUT", "Content-Length: 2\r\n\r\nhi")] {
         let gone = AtomicBool::new(false);
-        let stage = Stage::answering("workers: 1\n", move |request, _| {
+        let stage = Stage::with_reply("workers: 1\n", move |request, _| {
             let closes = request.request_line().contains("/once") && !gone.swap(true, Ordering::SeqCst);
             if closes { Reply::Close } else { Reply::ok() }
         })
@@ -131,7 +131,7 @@ async fn a_request_survives_the_close_of_a_reused_connection() {
         let upstream = async {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             next_head(&mut stream).await.expect("a request");
-            stream.write_all(OK).await.expect("a writable stream");
+            stream.write_all(OK).await.expect("write succeeds");
         };
         let caller = async {
             conn.write(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await;
@@ -146,7 +146,7 @@ async fn a_request_survives_the_close_of_a_reused_connection() {
 #[tokio::test]
 async fn a_request_with_a_partial_response_is_not_retried() {
     for method in ["GET", "DELETE"] {
-        let stage = Stage::answering("workers: 1\n", |request, _| match request.request_line().contains("/part") {
+        let stage = Stage::with_reply("workers: 1\n", |request, _| match request.request_line().contains("/part") {
             true => Reply::BytesThenClose(b"HTTP/1.1 200 OK\r\nX-A: b".to_vec()),
             false => Reply::ok(),
         })
@@ -168,13 +168,13 @@ async fn a_replay_sends_the_whole_body_or_none() {
     const TOTAL: usize = 1 << 20;
     let tokens = Scripted::tokens(3600).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
+    let address = listener.local_addr().expect("a bound listener");
     let crm = Connection::at("crm", &tokens).plain("api.test");
     let sidecar = Sidecar::start(Config::new().host("api.test", address).connection(crm)).await;
     let upstream = async {
         let (mut first, _) = listener.accept().await.expect("a connection");
         assert!(next_head(&mut first).await.expect("a request").contains("token-1"));
-        first.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").await.expect("a writable stream");
+        first.write_all(b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n").await.expect("write succeeds");
         let drain = async { drop(tokio::io::copy(&mut first, &mut tokio::io::sink()).await) };
         let second = async {
             let (mut second, _) = listener.accept().await.expect("a second connection");
@@ -186,10 +186,7 @@ async fn a_replay_sends_the_whole_body_or_none() {
                         body.iter().enumerate().all(|(at, byte)| *byte == (at / 1000) as u8),
                         "TL-19: another body"
                     );
-                    second
-                        .write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-                        .await
-                        .expect("a writable stream");
+                    second.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.expect("write succeeds");
                 }
                 Err(_) => drop(second),
             }
@@ -202,7 +199,7 @@ async fn a_replay_sends_the_whole_body_or_none() {
         conn.write(format!("PUT http://api.test/ HTTP/1.1\r\nHost: x\r\nContent-Length: {TOTAL}\r\n\r\n").as_bytes())
             .await;
         conn.write(&body[..1000]).await;
-        until("a second token", || tokens.count() == 2).await;
+        wait_until("a second token", || tokens.count() == 2).await;
         conn.write(&body[1000..]).await;
         conn.read_response().await
     };

@@ -19,7 +19,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\n";
 /// *good* responds to `/row/N` with the bytes of row N, and closes the connection if the row says so; to others with
 /// `ok`.
 async fn respond_with(rows: Vec<(Vec<u8>, bool)>) -> Stage {
-    Stage::answering("timeouts: {response_head: 3s, idle: 3s}\n", move |request, _| {
+    Stage::with_reply("timeouts: {response_head: 3s, idle: 3s}\n", move |request, _| {
         let path = request.request_line().split("/row/").nth(1);
         let number = path.and_then(|rest| rest.split(' ').next()?.parse::<usize>().ok());
         match number.map(|number| &rows[number]) {
@@ -114,8 +114,8 @@ async fn a_response_is_forwarded_unchanged() {
         ),
         ("a few interim responses", format!("{interim}{OK}Content-Length: 5\r\n\r\nhello").into(), 200, "hello"),
         ("no reason phrase", "HTTP/1.1 200 \r\nContent-Length: 5\r\n\r\nhello".into(), 200, "hello"),
-        ("HTTP/1.0 until the end", "HTTP/1.0 200 OK\r\n\r\nhello".into(), 200, "hello"),
-        ("until the end", format!("{OK}\r\nhello").into(), 200, "hello"),
+        ("HTTP/1.0, until close", "HTTP/1.0 200 OK\r\n\r\nhello".into(), 200, "hello"),
+        ("until close", format!("{OK}\r\nhello").into(), 200, "hello"),
         ("an unusual status", "HTTP/1.1 599 Odd\r\nContent-Length: 5\r\n\r\nhello".into(), 599, "hello"),
         ("204", "HTTP/1.1 204 No Content\r\n\r\n".into(), 204, ""),
         ("304", "HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\n\r\n".into(), 304, ""),
@@ -220,7 +220,7 @@ async fn the_proxys_own_responses_identify_author_and_action() {
 /// A loopback address, an internal detail that no response may show, and its port.
 async fn raw_address() -> (String, u16) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+    let port = listener.local_addr().expect("a bound listener").port();
     (format!("127.0.0.1:{port}"), port)
 }
 
@@ -232,16 +232,16 @@ async fn a_response_is_streamed_unbuffered() {
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         next_head(&mut stream).await.expect("a request");
-        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTrailer: X-Sum, Keybearer-Error\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("a writable stream");
+        stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTrailer: X-Sum, Keybearer-Error\r\nTransfer-Encoding: chunked\r\n\r\n").await.expect("write succeeds");
         for part in ["a", "b", "c", "d"] {
-            stream.write_all(format!("7\r\ndata: {part}\r\n").as_bytes()).await.expect("a writable stream");
+            stream.write_all(format!("7\r\ndata: {part}\r\n").as_bytes()).await.expect("write succeeds");
             let received = tokio::time::timeout(Duration::from_secs(10), part_read.recv()).await;
             assert!(received.is_ok(), "HP-31: the caller does not receive {part}");
         }
         stream
             .write_all(b"0\r\nX-Sum: 7\r\nSet-Cookie: x=y\r\nKeybearer-Error: no_route\r\n\r\n")
             .await
-            .expect("a writable stream");
+            .expect("write succeeds");
         stream
     };
     let caller = async {
@@ -249,7 +249,7 @@ async fn a_response_is_streamed_unbuffered() {
         stream
             .write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\nTE: trailers\r\nConnection: TE, close\r\n\r\n")
             .await
-            .expect("a writable stream");
+            .expect("write succeeds");
         let (mut text, mut buffer) = (String::new(), vec![0; 4096]);
         let mut parts = 0;
         loop {
@@ -278,7 +278,7 @@ async fn interim_responses_are_forwarded_at_once() {
     for (row, before, target) in [("absolute form", "", "http://good.test/"), ("inside a tunnel", tunnel, "/")] {
         let mut caller = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
         if !before.is_empty() {
-            caller.write_all(before.as_bytes()).await.expect("a writable stream");
+            caller.write_all(before.as_bytes()).await.expect("write succeeds");
             assert!(next_head(&mut caller).await.expect("a response").starts_with("HTTP/1.1 200"), "{row}");
         }
         let mut upstream = None;
@@ -288,7 +288,7 @@ async fn interim_responses_are_forwarded_at_once() {
                     format!("POST {target} HTTP/1.1\r\nHost: good.test\r\nContent-Length: 2\r\n\r\nhi").as_bytes(),
                 )
                 .await
-                .expect("a writable stream");
+                .expect("write succeeds");
             if upstream.is_none() {
                 upstream = Some(listener.accept().await.expect("a connection").0);
             }
@@ -300,7 +300,7 @@ async fn interim_responses_are_forwarded_at_once() {
                 stream
                     .write_all(format!("HTTP/1.1 {interim}\r\n{fields}\r\n").as_bytes())
                     .await
-                    .expect("a writable stream");
+                    .expect("write succeeds");
                 let head =
                     timeout(Duration::from_secs(10), next_head(&mut caller)).await.expect("at once").expect("a head");
                 assert!(
@@ -314,7 +314,7 @@ async fn interim_responses_are_forwarded_at_once() {
             stream
                 .write_all(format!("{last}{OK}Content-Length: 2\r\n\r\nok").as_bytes())
                 .await
-                .expect("a writable stream");
+                .expect("write succeeds");
             assert!(next_head(&mut caller).await.expect("a head").starts_with("HTTP/1.1 103"), "{row}");
             assert!(next_head(&mut caller).await.expect("a head").starts_with("HTTP/1.1 200"), "{row}");
             let mut body = [0; 2];
@@ -355,7 +355,7 @@ async fn interim_responses_are_bounded_and_omitted_for_old_callers() {
     let mut curl = tokio::process::Command::new("curl");
     let url = format!("http://{}/api/row/2", stage.sidecar.proxy());
     let output = curl.args(["-q", "-sS", "--http2-prior-knowledge", "--max-time", "20", &url]).output().await;
-    let output = output.expect("curl runs");
+    let output = output.expect("curl is installed");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "ok", "HTTP/2: {}", String::from_utf8_lossy(&output.stderr));
 }
 
@@ -371,12 +371,12 @@ async fn a_response_that_is_reset_never_looks_complete() {
         let upstream = async {
             let (mut stream, _) = listener.accept().await.expect("a connection");
             next_head(&mut stream).await.expect("a request");
-            stream.write_all(format!("{OK}{body}").as_bytes()).await.expect("a writable stream");
+            stream.write_all(format!("{OK}{body}").as_bytes()).await.expect("write succeeds");
             stream
         };
         let caller = async {
             let mut caller = TcpStream::connect(stage.sidecar.proxy()).await.expect("a connection");
-            caller.write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("a writable stream");
+            caller.write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("write succeeds");
             caller
         };
         let (stream, mut caller) = tokio::join!(upstream, caller);
@@ -384,10 +384,12 @@ async fn a_response_that_is_reset_never_looks_complete() {
         while !transcript.windows(3).any(|part| part == b"abc") {
             transcript.push(caller.read_u8().await.expect("the bytes before the reset"));
         }
-        stream.set_zero_linger().expect("an option");
+        stream.set_zero_linger().expect("the socket option is set");
         drop(stream);
         // The caller's connection may be reset, too.
-        let _ = timeout(Duration::from_secs(10), caller.read_to_end(&mut transcript)).await.expect("an end in time");
+        let _ = timeout(Duration::from_secs(10), caller.read_to_end(&mut transcript))
+            .await
+            .expect("closes before the timeout");
         assert!(!is_complete(&Transcript(transcript.clone())), "HP-27 {row}: {}", String::from_utf8_lossy(&transcript));
     }
 }
@@ -400,10 +402,10 @@ async fn a_slow_reader_keeps_memory_flat() {
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         next_head(&mut stream).await.expect("a request");
-        stream.write_all(format!("{OK}Content-Length: {TOTAL}\r\n\r\n").as_bytes()).await.expect("a writable stream");
+        stream.write_all(format!("{OK}Content-Length: {TOTAL}\r\n\r\n").as_bytes()).await.expect("write succeeds");
         let block = vec![b'x'; 1 << 20];
         for _ in 0..TOTAL >> 20 {
-            stream.write_all(&block).await.expect("a writable stream");
+            stream.write_all(&block).await.expect("write succeeds");
         }
         stream
     };
@@ -413,7 +415,7 @@ async fn a_slow_reader_keeps_memory_flat() {
         stream
             .write_all(b"GET http://good.test/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             .await
-            .expect("a writable stream");
+            .expect("write succeeds");
         let (mut total, mut highest, mut buffer) = (0, 0, vec![0; 1 << 20]);
         // Reads nothing for a second, long enough for the proxy to buffer all 256 MiB.
         tokio::time::sleep(Duration::from_secs(1)).await;

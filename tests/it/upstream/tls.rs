@@ -139,7 +139,7 @@ impl OpenSsl {
         let mut server = Command::new("openssl");
         server.args(["s_server", "-accept", "127.0.0.1:0", "-www", "-cert"]).arg(&certificate).arg("-key").arg(&key);
         server.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
-        let mut child = server.spawn().expect("openssl runs");
+        let mut child = server.spawn().expect("openssl is installed");
         let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
         let mut port = None;
         while let Ok(Some(line)) = lines.next_line().await {
@@ -201,13 +201,13 @@ async fn an_alert_is_reported_by_name_and_not_as_a_certificate_error() {
         let detail = response.json()["detail"].as_str().expect("a detail").to_owned();
         assert!(detail.contains(alert) && detail.contains(remedy), "{row}: {detail}");
         assert_eq!(response.json()["action"], "fix_configuration", "{row}");
-        let line = sidecar.logged("upstream_tls").await;
+        let line = sidecar.wait_for_log("upstream_tls").await;
         let event: Value = serde_json::from_str(&line).expect("JSON");
         assert!(event["cause"].as_str().is_some_and(|cause| cause.contains(alert)), "{row}: {line}");
     }
     // A server that does not speak TLS sends no alert.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+    let port = listener.local_addr().expect("a bound listener").port();
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             let _ = stream.write_all(b"220 mail.test ESMTP ready\r\n").await;
@@ -227,7 +227,7 @@ async fn an_upstream_that_closes_before_the_request_is_sent_is_reported_as_such(
     let tokens = Scripted::tokens(3600).await;
     let plain = format!("http://{}/token", tokens.address);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let port = listener.local_addr().expect("an address").port();
+    let port = listener.local_addr().expect("a bound listener").port();
     let sidecar = Sidecar::start(&config("", &[("own.test", port)], "true", &plain, "")).await;
     let mut details = Vec::new();
     for row in ["FIN", "RST"] {
@@ -236,7 +236,7 @@ async fn an_upstream_that_closes_before_the_request_is_sent_is_reported_as_such(
             stream.read_u8().await.expect("a ClientHello");
             if row == "FIN" {
                 // Closing with bytes unread would reset the connection.
-                stream.shutdown().await.expect("an end");
+                stream.shutdown().await.expect("shutdown succeeds");
                 let _ = stream.read_to_end(&mut Vec::new()).await;
             }
         };
@@ -251,13 +251,13 @@ async fn an_upstream_that_closes_before_the_request_is_sent_is_reported_as_such(
     }
     // The same before the HTTP/2 SETTINGS frame, which precedes any request.
     let own = SelfSigned::for_names("DNS:own.test");
-    let front = Front::start_http2(&own, listener.local_addr().expect("an address")).await;
+    let front = Front::start_http2(&own, listener.local_addr().expect("a bound listener")).await;
     let text = config("trust: [own.pem]\n", &[("own.test", front.address.port())], "true", &plain, "");
     let sidecar = Sidecar::start_with(&text, &[("own.pem", &own.certificate)]).await;
     let upstream = async {
         let (mut stream, _) = listener.accept().await.expect("a connection");
         stream.read_exact(&mut [0; 24]).await.expect("a preface");
-        stream.shutdown().await.expect("an end");
+        stream.shutdown().await.expect("shutdown succeeds");
     };
     let (response, ()) = tokio::join!(get(&sidecar, "https://own.test/"), upstream);
     assert_eq!((response.status, response.code()), (502, "upstream_unreachable"), "{}", response.text());

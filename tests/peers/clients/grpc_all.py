@@ -11,15 +11,15 @@ import grpc
 
 secure = sys.argv[2:] == ["tls"]
 channel = grpc.secure_channel(sys.argv[1], grpc.ssl_channel_credentials()) if secure else grpc.insecure_channel(sys.argv[1])
-told = {}
+observed = {}
 
 
 def call(name, make, then):
     started = time.monotonic()
     try:
-        told[name] = then(make(f"/kb.Echo/{name.capitalize()}"), started)
+        observed[name] = then(make(f"/kb.Echo/{name.capitalize()}"), started)
     except grpc.RpcError as error:
-        told[name] = [error.code().name, error.details(), dict(error.trailing_metadata() or ())]
+        observed[name] = [error.code().name, error.details(), dict(error.trailing_metadata() or ())]
 
 
 big = b"x" * 3_000_000
@@ -45,4 +45,4 @@ def talk(rpc, _):
 
 call("both", channel.stream_stream, talk)
 call("fail", channel.unary_unary, lambda rpc, _: rpc(b"", timeout=20).decode())
-print(json.dumps(told))
+print(json.dumps(observed))

@@ -17,19 +17,19 @@ if (connect) {
 
 function one({ path, method = 'GET', headers = {}, body_bytes = 0 }) {
   return new Promise((resolve) => {
-    const told = { body: '', ms: [] };
+    const observed = { body: '', ms: [] };
     const start = performance.now();
     const target = method === 'CONNECT' ? {} : { ':path': path };
     const stream = session.request({ ...target, ':method': method, ...headers }, { endStream: body_bytes === 0 });
     stream.setEncoding('utf8');
-    stream.on('response', (head) => Object.assign(told, { status: head[':status'], headers: head }));
-    stream.on('trailers', (trailers) => Object.assign(told, { trailers }));
+    stream.on('response', (head) => Object.assign(observed, { status: head[':status'], headers: head }));
+    stream.on('trailers', (trailers) => Object.assign(observed, { trailers }));
     stream.on('data', (chunk) => {
-      told.body += chunk;
-      told.ms.push(Math.round(performance.now() - start));
+      observed.body += chunk;
+      observed.ms.push(Math.round(performance.now() - start));
     });
-    stream.on('error', (error) => Object.assign(told, { error: error.message }));
-    stream.on('close', () => resolve(told));
+    stream.on('error', (error) => Object.assign(observed, { error: error.message }));
+    stream.on('close', () => resolve(observed));
     if (body_bytes) stream.end(Buffer.alloc(body_bytes, 'u'));
   });
 }

@@ -17,7 +17,7 @@ async def main(url):
         first = json.loads(await socket.recv())
         noise = os.urandom(1 << 20)
         echoed = True
-        for message in ["one", "zwölf", noise]:
+        for message in ["one", "café", noise]:
             await socket.send(message)
             echoed = echoed and await socket.recv() == message
         await socket.send("close")

@@ -4,7 +4,7 @@ import { randomBytes } from "node:crypto";
 import WebSocket from "ws";
 
 const socket = new WebSocket(process.argv[2]);
-const sent = ["one", "zwölf", randomBytes(1 << 20)];
+const sent = ["one", "café", randomBytes(1 << 20)];
 let first, echoed = true, at = 0;
 socket.on("message", (data, isBinary) => {
   if (first === undefined) {

@@ -1,7 +1,7 @@
 //! Flows as notes in the store: one note for each token.
 //!
-//! Invariants: writes are compare-and-swap, and a writer that lost the race reads again; a new flow replaces the pending
-//! one.
+//! Invariants: writes are compare-and-swap, and a writer that lost the race reads again; a new flow replaces the
+//! pending one.
 
 use super::{Ended, Flow, FlowId, FlowKey, FlowSummary, OUTCOME_RETENTION, constant_time_eq, id};
 use crate::model::secret::Secret;
@@ -35,8 +35,8 @@ pub async fn summary(
     let Some((flow, _)) = latest(store, &id.key()).await? else { return Ok(None) };
     let last = Ended { id: flow.id.clone(), ends: flow.ends, link: flow.link.clone(), status: flow.status_at(wall) };
     let by = flow.user().filter(|_| flow.id == *id);
-    let link_matches = |own: &Option<String>| match link {
-        Some(link) => own.as_ref().is_some_and(|own| constant_time_eq(own, link)),
+    let link_matches = |digest: &Option<String>| match link {
+        Some(link) => digest.as_ref().is_some_and(|digest| constant_time_eq(digest, link)),
         None => true,
     };
     let mut all = flow.earlier.iter().cloned().chain([last]);

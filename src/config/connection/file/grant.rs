@@ -33,7 +33,7 @@ pub struct AssertionFile {
     /// Time from issue to expiry; whole seconds, at most 1h.
     #[schemars(extend("default" = "3m"))]
     pub lifetime: Field<shape::Wait>,
-    /// Further claims; plain numbers and booleans keep their type.
+    /// Additional claims; plain numbers and booleans keep their type.
     #[schemars(extend(
         "propertyNames" = {"not": {"enum": OWN_CLAIMS}},
         "default" = {},

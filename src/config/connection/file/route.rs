@@ -33,8 +33,8 @@ pub struct RouteFile {
     /// Profile of the connection whose token is injected. Absent: the connection itself.
     #[schemars(extend("examples" = ["read-only"]))]
     pub profile: Field<shape::Name>,
-    /// Whether plain http requests leave over TLS, and with which settings. Absent: true, except for loopback and http
-    /// mounts.
+    /// Whether plain http requests are forwarded over TLS, and with which settings. Absent: true, except for loopback
+    /// and http mounts.
     #[schemars(extend("examples" = [false, {"trust": ["ca.pem"]}]))]
     pub upstream_tls: Field<shape::Either<shape::Boolean, UpstreamTlsFile>>,
     /// Injection points of the token; none: no token is injected.
@@ -53,15 +53,15 @@ pub struct RouteFile {
         "examples" = [{"Notion-Version": "2022-06-28"}]
     ))]
     pub set_headers: Field<shape::Map<shape::Text>>,
-    /// Whether a value that the caller sent at the injection point, or another bearer token of the caller
-    /// (`?access_token=`), is overwritten, is kept instead of the token, or makes the request refused.
+    /// What happens if the caller sent a value at the injection point, or another bearer token (`?access_token=`): the
+    /// token overwrites it, it is kept and no token is injected, or the request is refused.
     #[schemars(extend("default" = "overwrite"))]
     pub existing: Field<shape::OneOf<Existing>>,
-    /// Further credentials of the caller to remove before the API sees them: `known` (the usual headers and
-    /// parameters), or names: X-Api-Key for header and parameter, "?api_key" for the parameter alone. Absent: none.
+    /// Additional caller credentials to remove before the request is forwarded: `known` (the usual headers and
+    /// parameters), or names: X-Api-Key for header and parameter, "?api_key" for the parameter only. Absent: none.
     #[schemars(extend("examples" = ["known", ["known", "X-Internal-Key"], ["X-Api-Key", "?api_key"]]))]
     pub strip: Field<shape::Either<shape::OneOf<Known>, shape::NonemptyList<shape::Text>>>,
-    /// Without a usable token, the request fails or is forwarded without one.
+    /// Whether a request fails or is forwarded without a token if there is no usable one.
     #[schemars(extend("default" = "fail"))]
     pub without_token: Field<shape::OneOf<WithoutToken>>,
     /// true: matches only requests that name the connection, optionally with a profile: `Keybearer-Connection:
@@ -82,7 +82,7 @@ pub struct UpstreamTlsFile {
     /// PEM files of CA certificates, or of the server's own certificate, instead of the global roots.
     #[schemars(extend("examples" = [["ca.pem"]]))]
     pub trust: Field<shape::NonemptyList<shape::Text>>,
-    /// Name that the certificate must have, if it is not the host.
+    /// Name that the certificate must contain, if it differs from the host.
     #[schemars(extend("examples" = ["internal.acme.test"]))]
     pub server_name: Field<shape::Text>,
     /// Presents the connection's `mutual_tls` certificate, for certificate-bound tokens (RFC 8705).
@@ -98,13 +98,13 @@ pub struct InjectFile {
     /// Header that carries the token.
     #[schemars(extend("default" = "Authorization", "examples" = ["X-Api-Key"]))]
     pub header: Field<shape::HeaderName>,
-    /// Authentication scheme before the token; empty: the token alone.
+    /// Authentication scheme before the token; empty: only the token.
     #[schemars(extend("default" = "Bearer", "examples" = [""]))]
     pub scheme: Field<shape::Word>,
     /// Instead of a header: query parameter that carries the token.
     #[schemars(extend("examples" = ["access_token"]))]
     pub query: Field<shape::Text>,
-    /// In an item of a list: connection whose token is injected. Absent: the route's own.
+    /// In a list: connection whose token is injected. Absent: the route's own.
     #[schemars(extend("examples" = ["maps"]))]
     pub connection: Field<shape::Name>,
 }

@@ -56,11 +56,11 @@ pub struct TokenResponseFile {
     /// JSON pointer to the error description.
     #[schemars(extend("default" = "/error_description"))]
     pub error_description: Field<shape::Text>,
-    /// Member by which a 2xx response reports a failure.
+    /// Member that marks a 2xx response as a failure.
     #[schemars(extend("examples" = [{"pointer": "/ok", "equals": false}]))]
     pub failure: Field<FailureFile>,
-    /// Error responses by which this server refuses a refresh token, in addition to those of RFC 6749. A connection
-    /// that needs a person then waits for one; others continue with their own grant.
+    /// Error responses that mean the refresh token was refused, in addition to those of RFC 6749. A connection that
+    /// needs a person then waits for consent; any other uses its own grant.
     #[schemars(extend(
         "examples" = [[{"status": 403, "error": "unauthorized_client", "description_contains": "refresh_token"}]]
     ))]
@@ -73,13 +73,13 @@ impl Keys for TokenResponseFile {}
 #[serde(rename = "refresh_refused", deny_unknown_fields)]
 #[schemars(extend("minProperties" = 1))]
 pub struct RefreshRefusedFile {
-    /// Status of the response; below 400 only together with another sign.
+    /// Status of the response; below 400 only with another condition.
     #[schemars(range(min = 200, max = 599), extend("examples" = [403]))]
     pub status: Field<shape::Integer>,
     /// Error code, as the server sends it.
     #[schemars(extend("examples" = ["unauthorized_client"]))]
     pub error: Field<shape::Text>,
-    /// Text in the error description, in any case.
+    /// Text in the error description; case-insensitive.
     #[schemars(extend("examples" = ["refresh_token"]))]
     pub description_contains: Field<shape::Text>,
 }
@@ -124,13 +124,13 @@ impl Keys for ScriptFile {}
     }
 ))]
 pub struct TokenRejectedFile {
-    /// Status of the API's response; below 400 only together with another sign.
+    /// Status of the API's response; below 400 only with another condition.
     #[schemars(required, range(min = 200, max = 599), extend("examples" = [401, 419]))]
     pub status: Field<shape::Integer>,
     /// Header of the response.
     #[schemars(extend("examples" = ["WWW-Authenticate"]))]
     pub header: Field<shape::Text>,
-    /// Text in the header, in any case.
+    /// Text in the header; case-insensitive.
     #[schemars(extend("examples" = ["invalid_token"]))]
     pub contains: Field<shape::Text>,
     /// JSON pointer (RFC 6901) into a JSON body of at most 64 KiB.

@@ -47,7 +47,7 @@ fn only_one_document_without_tags_or_complex_keys_is_accepted() {
 }
 
 #[test]
-fn aliases_count_as_if_expanded() {
+fn aliases_count_towards_the_limits_as_if_expanded() {
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..20 {
         let before = format!("*a{}, ", level - 1).repeat(9);
@@ -61,9 +61,9 @@ fn aliases_count_as_if_expanded() {
 }
 
 #[test]
-fn an_alias_is_the_node_of_its_anchor() {
+fn an_alias_resolves_to_the_node_of_its_anchor() {
     let (document, flaws) = Document::parse("a: &x {k: v}\nb: *x\n").unwrap();
-    let Kind::Map(range) = &document.node(document.root().unwrap()).kind else { panic!("no map") };
+    let Kind::Map(range) = &document.node(document.root().unwrap()).kind else { panic!("not a map") };
     let values: Vec<_> = range.clone().map(|entry| document.entry(entry).value).collect();
     assert_eq!((values[0], flaws), (values[1], vec![]));
 }

@@ -46,8 +46,8 @@ impl Activity {
         }
     }
 
-    /// Can the head of the current request be longer than `head_bytes`? The bytes read when it began are an upper bound
-    /// over HTTP/1.1; over HTTP/2 there is none.
+    /// True if the head of the current request may be longer than `head_bytes`. The bytes read when it began are an
+    /// upper bound over HTTP/1.1; over HTTP/2 there is none.
     pub fn may_exceed(&self, head_bytes: usize) -> bool {
         self.0.is_multiplexed() || self.0.head_bytes.load(Ordering::Relaxed) > head_bytes
     }

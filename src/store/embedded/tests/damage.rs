@@ -1,4 +1,4 @@
-//! Tests of damaged files: a file is refused, a record is reported as damaged, or it reads as written; never another
+//! Tests of damaged files: a file is refused, a record is reported as damaged, or it reads as written, never as a different
 //! value.
 
 use super::*;
@@ -6,7 +6,7 @@ use super::*;
 const RECORDS: usize = 300;
 
 /// Opens a store whose file holds `bytes` and counts intact, damaged and absent records. `None`: the file is refused.
-async fn survey(path: &Path, bytes: &[u8]) -> Option<(usize, usize, usize)> {
+async fn count_records(path: &Path, bytes: &[u8]) -> Option<(usize, usize, usize)> {
     std::fs::write(path, bytes).unwrap();
     let store = match open_at(path, ring(1, &[])) {
         Ok(store) => store,
@@ -28,7 +28,7 @@ async fn survey(path: &Path, bytes: &[u8]) -> Option<(usize, usize, usize)> {
             Err(_) => damaged += 1,
         }
     }
-    // Neither operation ends the thread.
+    // Neither operation stops the store's thread.
     let _ = store.list(&name("crm"), None, RECORDS).await;
     let _ = save(&store, &key("crm", "more"), token("more")).await;
     let ended = store.load(&key("crm", "0")).await;
@@ -48,14 +48,14 @@ fn filled() -> (TempDir, PathBuf, Vec<u8>) {
 #[tokio::test]
 async fn flipped_bytes_are_detected() {
     let (_dir, path, good) = filled();
-    // Offsets that are in use.
+    // Offsets of pages in use.
     let used: Vec<usize> = (0..good.len()).filter(|at| good[*at] != 0).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let (mut refused, mut harmed, mut whole) = (0, 0, 0);
     for _ in 0..200 {
         let mut bytes = good.clone();
         bytes[used[random.usize(..used.len())]] ^= random.u8(1..);
-        match survey(&path, &bytes).await {
+        match count_records(&path, &bytes).await {
             None => refused += 1,
             Some((RECORDS, ..)) => whole += 1,
             Some((intact, ..)) => {
@@ -76,7 +76,7 @@ async fn zeroed_pages_are_detected() {
     for page in &used {
         let mut bytes = good.clone();
         bytes[page * 4096..][..4096].fill(0);
-        harmed += usize::from(!matches!(survey(&path, &bytes).await, Some((RECORDS, ..))));
+        harmed += usize::from(!matches!(count_records(&path, &bytes).await, Some((RECORDS, ..))));
     }
     assert!(harmed > 0 && used.len() > 10, "{harmed} of {}", used.len());
 }
@@ -85,14 +85,14 @@ async fn zeroed_pages_are_detected() {
 async fn an_incomplete_or_foreign_file_is_refused() {
     let (_dir, path, good) = filled();
     for length in [1, 8, 9, 100, 320, 4095, 4096, 8192, good.len() / 2, good.len() - 4096, good.len() - 1] {
-        assert_eq!(survey(&path, &good[..length]).await, None, "{length} bytes");
+        assert_eq!(count_records(&path, &good[..length]).await, None, "{length} bytes");
     }
-    assert_eq!(survey(&path, &b"not a database at all\n".repeat(400)).await, None);
-    assert_eq!(survey(&path, &vec![0; good.len()]).await, None);
-    assert_eq!(survey(&path, b"").await, Some((0, 0, RECORDS)), "an empty file is a new store");
+    assert_eq!(count_records(&path, &b"not a database at all\n".repeat(400)).await, None);
+    assert_eq!(count_records(&path, &vec![0; good.len()]).await, None);
+    assert_eq!(count_records(&path, b"").await, Some((0, 0, RECORDS)), "an empty file is a new store");
     let behind = [&good[..], &[0xa5; 5000]].concat();
-    assert_ne!(survey(&path, &behind).await.map_or(RECORDS, |(intact, ..)| intact), 0);
-    assert_eq!(survey(&path, &good).await, Some((RECORDS, 0, 0)));
+    assert_ne!(count_records(&path, &behind).await.map_or(RECORDS, |(intact, ..)| intact), 0);
+    assert_eq!(count_records(&path, &good).await, Some((RECORDS, 0, 0)));
 }
 
 #[tokio::test]

@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::store::conformance::{change, crash, in_force, many_definitions, put};
+use crate::store::definitions::Definitions;
 use crate::store::transfer::{Tally, TransferError, export, import, reseal};
-use crate::store::{Catalog, CatalogChange, DefinitionStore as _, Definitions};
+use crate::store::{Catalog, CatalogChange, DefinitionStore as _};
 use file::{CATALOG, DEFINITIONS};
 
 #[tokio::test]
@@ -124,7 +125,7 @@ async fn definitions_are_exported_imported_and_resealed() {
 async fn a_full_disk_leaves_the_old_or_the_new_definitions() {
     use std::sync::atomic::Ordering;
     let disk = Arc::new(failure::Disk::default());
-    let store = failure::over(&disk);
+    let store = failure::open_on(&disk);
     change(&store, put(&[("crm", "0"), ("erp", "0")])).await;
     let mut failed = 0;
     for good in 0..40 {

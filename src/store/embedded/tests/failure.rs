@@ -63,7 +63,7 @@ impl StorageBackend for Opened {
     }
 }
 
-pub fn over(disk: &Arc<Disk>) -> EmbeddedStore {
+pub fn open_on(disk: &Arc<Disk>) -> EmbeddedStore {
     disk.good_writes.store(usize::MAX, Ordering::SeqCst);
     let keyring = Arc::new(ring(1, &[]));
     let path = Path::new("disk");
@@ -79,7 +79,7 @@ pub fn over(disk: &Arc<Disk>) -> EmbeddedStore {
 }
 
 /// Loads the record once the file has been reopened.
-async fn loaded_again(store: &EmbeddedStore) -> StoredToken {
+async fn load_after_reopen(store: &EmbeddedStore) -> StoredToken {
     let end = Instant::now() + 5 * SECOND;
     loop {
         match store.load(&key("crm", "a")).await {
@@ -93,7 +93,7 @@ async fn loaded_again(store: &EmbeddedStore) -> StoredToken {
 #[tokio::test]
 async fn a_full_disk_loses_nothing_and_recovers() {
     let disk = Arc::new(Disk::default());
-    let store = over(&disk);
+    let store = open_on(&disk);
     save(&store, &key("crm", "a"), token("first")).await.unwrap();
     let mut failed = 0;
     for good in 0..40 {
@@ -102,7 +102,7 @@ async fn a_full_disk_loses_nothing_and_recovers() {
         let saved = save(&store, &key("crm", "a"), token(&good.to_string())).await;
         disk.good_writes.store(usize::MAX, Ordering::SeqCst);
         failed += usize::from(saved.is_err());
-        let after = loaded_again(&store).await.access_token;
+        let after = load_after_reopen(&store).await.access_token;
         let new = token(&good.to_string()).access_token;
         match saved {
             Ok(()) => assert_eq!(after, new),
@@ -116,20 +116,20 @@ async fn a_full_disk_loses_nothing_and_recovers() {
 #[tokio::test]
 async fn a_panic_of_the_database_is_an_error() {
     let disk = Arc::new(Disk::default());
-    let store = over(&disk);
+    let store = open_on(&disk);
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
     disk.panics.store(true, Ordering::SeqCst);
     let failed = save(&store, &key("crm", "a"), token("b")).await;
     assert!(matches!(failed, Err(StoreError::Damaged { .. })), "{failed:?}");
     disk.panics.store(false, Ordering::SeqCst);
-    loaded_again(&store).await;
+    load_after_reopen(&store).await;
     save(&store, &key("crm", "a"), token("b")).await.unwrap();
 }
 
 #[tokio::test]
 async fn queued_writes_are_committed_together() {
     let disk = Arc::new(Disk::default());
-    let store = over(&disk);
+    let store = open_on(&disk);
     let before = disk.commits.load(Ordering::SeqCst);
     save(&store, &key("crm", "a"), token("a")).await.unwrap();
     let alone = disk.commits.load(Ordering::SeqCst) - before;

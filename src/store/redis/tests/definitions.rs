@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 
 use super::*;
 use crate::store::conformance::{self, change, crash, in_force, many_definitions, name, put};
+use crate::store::definitions::{self, Definitions};
 use crate::store::transfer::{self, Table, Tally};
-use crate::store::{Definitions, definitions};
 
 const CATALOG: &str = "keybearer:{definitions}:catalog";
 const REVISIONS: &str = "keybearer:{definitions}:definitions";
@@ -108,9 +108,9 @@ async fn definitions_that_a_flush_has_lost_are_written_back() {
     let catalog = used(&other).await;
     for replica in [&one, &other] {
         redis.cli(&["FLUSHALL"]).await;
-        let mut news = replica.backend.news();
+        let mut notifications = replica.backend.subscribe();
         replica.backend.poll_definitions().await.expect("Redis replies");
-        assert_eq!(news.try_recv(), Ok(News::Definitions));
+        assert_eq!(notifications.try_recv(), Ok(Notification::Definitions));
         let (fresh, _tasks) = open(&redis, 1);
         assert_eq!(used(&fresh).await, catalog);
         assert_eq!(in_force(&fresh).await.len(), 2);
@@ -158,20 +158,20 @@ async fn a_lost_notification_is_made_up_by_the_poll() {
     let redis = Redis::start().await;
     let ((one, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
     change(&one, put(&[("crm", "1")])).await;
-    let mut news = other.backend.news();
+    let mut notifications = other.backend.subscribe();
     other.backend.poll_definitions().await.expect("Redis replies");
-    assert!(news.try_recv().is_err(), "a process that uses no definitions is not notified");
+    assert!(notifications.try_recv().is_err(), "a process that uses no definitions is not notified");
     let seen = used(&other).await;
     other.backend.poll_definitions().await.expect("Redis replies");
-    assert!(news.try_recv().is_err(), "nothing has changed");
+    assert!(notifications.try_recv().is_err(), "nothing has changed");
     // `other` does not subscribe.
     let next = change(&one, put(&[("crm", "2")])).await;
     other.backend.poll_definitions().await.expect("Redis replies");
-    assert_eq!(news.try_recv(), Ok(News::Definitions));
+    assert_eq!(notifications.try_recv(), Ok(Notification::Definitions));
     assert_ne!(seen, next);
     assert_eq!(other.catalog().await, Ok(next));
     other.backend.poll_definitions().await.expect("Redis replies");
-    assert!(news.try_recv().is_err(), "the catalog was read");
+    assert!(notifications.try_recv().is_err(), "the catalog was read");
 }
 
 #[tokio::test]

@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use tokio::sync::broadcast;
 
 use super::*;
-use crate::store::{News, StoredToken};
+use crate::store::{Notification, StoredToken};
 pub use handle::{Handle, SimulatedEndpoint};
 pub use store::SimulatedStore;
 
@@ -25,7 +25,7 @@ pub struct Odds {
     /// The request or the response of a store call is lost.
     pub store: f64,
     /// A change notification to one replica is lost.
-    pub news: f64,
+    pub notification: f64,
     /// A token request cannot connect.
     pub refused: f64,
     /// A token request never arrives and times out.
@@ -223,16 +223,16 @@ impl World {
 
     /// Notifies all replicas except `from`; some notifications are lost.
     fn notify(&mut self, from: &str, key: &TokenKey) {
-        let (odds, delay) = (self.odds.news, self.millis(50));
+        let (odds, delay) = (self.odds.notification, self.millis(50));
         let (random, handles) = (&mut self.random, &self.handles);
         let receives = |handle: &&Arc<Handle>| handle.name != from && !(odds > 0.0 && random.f64() < odds);
         let receivers: Vec<_> = handles.iter().filter(receives).cloned().collect();
         self.messages += receivers.len() as u64;
         let key = key.clone();
-        self.tasks.spawn("news", async move {
+        self.tasks.spawn("store notifications", async move {
             sleep(delay).await;
             for handle in receivers.iter().filter(|handle| !handle.is_cut()) {
-                let _ = handle.news.send(News::Changed(key.clone()));
+                let _ = handle.notifications.send(Notification::Changed(key.clone()));
             }
         });
     }

@@ -5,13 +5,13 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use super::{OPERATOR, connection, get, link, person, web};
+use super::{OPERATOR, act_as_person, connection, get, link, web};
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::sidecar::Sidecar;
 
 async fn connect_shared(sidecar: &Sidecar, account: &str) {
-    let last_page = person(&link(&get(sidecar, "").await), account, &["--sign-in", OPERATOR]).await;
+    let last_page = act_as_person(&link(&get(sidecar, "").await), account, &["--sign-in", OPERATOR]).await;
     assert_eq!((&last_page["status"], is_connected(&last_page)), (&json!(200), true), "{last_page}\n{}", sidecar.log());
 }
 
@@ -40,7 +40,8 @@ async fn three_subjects_of_two_callers_each_get_the_token_of_their_own_account()
     let people = [("desk", "ann"), ("desk", "bob"), ("night", "cleo")];
     let connect = async |(caller, subject): (&str, &str)| {
         let end =
-            person(&link(&get(&sidecar, &lines(caller, subject)).await), &format!("{subject}-account"), &[]).await;
+            act_as_person(&link(&get(&sidecar, &lines(caller, subject)).await), &format!("{subject}-account"), &[])
+                .await;
         assert!(is_connected(&end), "{end}\n{}", sidecar.log());
     };
     tokio::join!(connect(people[0]), connect(people[1]), connect(people[2]));
@@ -70,21 +71,23 @@ async fn after_a_withdrawn_consent_requests_fail_until_the_person_connects_again
     assert_eq!(get(&sidecar, "").await.json()["sub"], "ann");
     assert!(server.end_grants("ann").await > 0);
     let refused = sidecar
-        .until_metric("keybearer_tokens{connection=\"crm\",profile=\"default\",state=\"reauthorize\"}", |n| n == 1.0);
+        .wait_for_metric("keybearer_tokens{connection=\"crm\",profile=\"default\",state=\"reauthorize\"}", |n| {
+            n == 1.0
+        });
     refused.await;
     let before = server.token_requests("p-short").await;
-    let (end, mut seen) = (Instant::now() + Duration::from_secs(5), 0);
+    let (end, mut refusals) = (Instant::now() + Duration::from_secs(5), 0);
     while Instant::now() < end {
         let response = get(&sidecar, "").await;
         // The last token may be fresh here for another moment, although the server has revoked it.
         if response.status == 424 {
             assert_eq!(response.code(), "refresh_token_expired");
             link(&response);
-            seen += 1;
+            refusals += 1;
         }
         sleep(Duration::from_millis(50)).await;
     }
-    assert!(seen > 20, "{seen}\n{}", sidecar.log());
+    assert!(refusals > 20, "{refusals}\n{}", sidecar.log());
     assert_eq!(server.token_requests("p-short").await, before, "a refused refresh token is not sent again");
     let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &Value::Null).await.json();
     let item = &tokens["items"][0];
@@ -97,10 +100,10 @@ async fn after_a_withdrawn_consent_requests_fail_until_the_person_connects_again
     // Connects through the API this time; a forced refresh is refused until then.
     let forced = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
     assert_eq!(forced.status, 424, "{}", forced.text());
-    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
-    let end = person(begun["authorization_url"].as_str().expect("a link"), "bob", &[]).await;
+    let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
+    let end = act_as_person(flow["authorization_url"].as_str().expect("a link"), "bob", &[]).await;
     assert!(is_connected(&end), "{end}");
-    let id = begun["id"].as_str().expect("an id");
+    let id = flow["id"].as_str().expect("an id");
     let authorization = call(sidecar.admin(), "GET", &format!("/authorizations/{id}"), &Value::Null).await.json();
     assert_eq!(
         (&authorization["status"], &authorization["connection"], &authorization["error"]),
@@ -113,7 +116,7 @@ async fn after_a_withdrawn_consent_requests_fail_until_the_person_connects_again
     let refreshed =
         "keybearer_token_requests_total{connection=\"crm\",profile=\"default\",grant=\"refresh_token\",outcome=\"ok\"}";
     let before = sidecar.metric(refreshed).await;
-    sidecar.until_metric(refreshed, |count| count >= before + 2.0).await;
+    sidecar.wait_for_metric(refreshed, |count| count >= before + 2.0).await;
     assert_eq!(get(&sidecar, "").await.json()["sub"], "bob");
     let stats = server.stats().await;
     assert_eq!(stats["second_uses"]["p-short"], Value::Null, "{stats}");
@@ -129,9 +132,9 @@ async fn the_audit_names_the_user_who_finished_even_if_another_began() {
     let config = connection(&server, &upstream, "audit: {to: {file: audit.log}}\n", "p-web", &web(&server));
     let sidecar = Sidecar::start(&config).await;
     let link = link(&get(&sidecar, "").await);
-    let first = person(&link, "ann", &["--sign-in", OPERATOR, "--stop-before-callback"]).await;
+    let first = act_as_person(&link, "ann", &["--sign-in", OPERATOR, "--stop-before-callback"]).await;
     assert!(first["callback"].is_string(), "{first}");
-    let second = person(&link, "bob", &["--sign-in", MANAGER]).await;
+    let second = act_as_person(&link, "bob", &["--sign-in", MANAGER]).await;
     assert!(is_connected(&second), "{second}");
     assert_eq!(get(&sidecar, "").await.json()["sub"], "bob");
     let audit = std::fs::read_to_string(sidecar.dir.path().join("audit.log")).expect("an audit");
@@ -158,7 +161,7 @@ async fn concurrent_requests_and_reloads_at_expiry_spend_no_refresh_token_twice(
     let sidecar = Sidecar::start(&config).await;
     connect_shared(&sidecar, "ann").await;
     let file = sidecar.dir.path().join("keybearer.yaml");
-    let text = std::fs::read_to_string(&file).expect("the configuration");
+    let text = std::fs::read_to_string(&file).expect("a readable file");
     let end = Instant::now() + Duration::from_secs(9);
     let reloads = async {
         let mut count = 0;
@@ -168,7 +171,7 @@ async fn concurrent_requests_and_reloads_at_expiry_spend_no_refresh_token_twice(
                 "- {name: crm,",
                 &format!("- {{name: crm, comments: number {count}, refresh_ahead: {}ms,", 500 + count % 9),
             );
-            std::fs::write(&file, changed).expect("it is written");
+            std::fs::write(&file, changed).expect("write succeeds");
             assert_eq!(call(sidecar.admin(), "POST", "/reload", &json!({})).await.status, 200);
             sleep(Duration::from_millis(200)).await;
         }
@@ -189,7 +192,7 @@ async fn concurrent_requests_and_reloads_at_expiry_spend_no_refresh_token_twice(
     let (reloads, requests) = tokio::join!(reloads, requests);
     assert!(reloads > 10 && requests > 1000, "{reloads} reloads, {requests} requests");
     let stats = server.stats().await;
-    let refreshes = stats["asked"]["p-short"]["refresh_token"].as_u64().expect("a count");
+    let refreshes = stats["requests_by_grant"]["p-short"]["refresh_token"].as_u64().expect("a count");
     assert!((3..=8).contains(&refreshes), "{stats}");
     assert_eq!((&stats["second_uses"]["p-short"], &stats["refused"]), (&Value::Null, &json!(0)), "{stats}");
 }

@@ -17,9 +17,9 @@ async fn the_public_listener_serves_only_consent_pages_and_builds_urls_from_the_
                public_url: https://keys.test/kb\n";
     let sidecar = Sidecar::start(&connection(&server, &upstream, top, "p-web", &web(&server))).await;
     let (public, admin) = (sidecar.address("public"), sidecar.admin());
-    let begun = call(admin, "POST", "/connections/crm/authorize", &json!({})).await.json();
+    let flow = call(admin, "POST", "/connections/crm/authorize", &json!({})).await.json();
     let location =
-        begun["authorization_url"].as_str().and_then(|url| url.strip_prefix("https://keys.test/kb")).expect("a link");
+        flow["authorization_url"].as_str().and_then(|url| url.strip_prefix("https://keys.test/kb")).expect("a link");
     let get = async |at, host: &str, path: &str| {
         raw::send(
             at,
@@ -52,7 +52,7 @@ async fn the_public_listener_serves_only_consent_pages_and_builds_urls_from_the_
     let body = format!("confirmation={}", pages::confirmation(&shown.text()));
     let refused = pages::visit(public, "POST", &format!("https://keys.test{location}"), &lines, &body).await;
     assert_eq!((refused.status, refused.header("set-cookie")), (403, None), "{}", refused.text());
-    let target = pages::onward(&sent);
+    let target = pages::redirect_target(&sent);
     for part in [
         "redirect_uri=https%3A%2F%2Fkeys.test%2Fkb%2Foauth%2Fcallback",
         "code_challenge_method=S256",
@@ -111,7 +111,7 @@ async fn a_signed_in_browser_changes_nothing_without_the_csrf_token() {
     }
     // A user whose token has changed is signed out.
     let path = sidecar.dir.path().join("keybearer.yaml");
-    let text = std::fs::read_to_string(&path).expect("the configuration");
+    let text = std::fs::read_to_string(&path).expect("a readable file");
     std::fs::write(&path, text.replace(OPERATOR, "another-token-of-the-operator-0123456789")).expect("a file");
     assert_eq!(call(admin, "POST", "/reload", &json!({})).await.status, 200);
     assert_eq!(send("GET", "/api/v1/connections", &session, "").await.status, 401);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{OPERATOR, TIMEOUT, connection, get, person, web};
+use super::{OPERATOR, TIMEOUT, act_as_person, connection, get, web};
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::scripted::{Reply, Scripted};
@@ -44,7 +44,7 @@ async fn connect_command(sidecar: &Sidecar, arguments: &[&str], part: &str) -> (
 }
 
 async fn outcome(child: tokio::process::Child) -> (Option<i32>, Value) {
-    let output = timeout(TIMEOUT, child.wait_with_output()).await.expect("the program ends in time").expect("output");
+    let output = timeout(TIMEOUT, child.wait_with_output()).await.expect("exits before the timeout").expect("output");
     (output.status.code(), serde_json::from_slice(&output.stdout).unwrap_or_default())
 }
 
@@ -56,7 +56,7 @@ async fn the_command_waits_for_the_person_in_the_browser() {
     for (options, code, status) in [(&[][..], 0, "connected"), (&["deny"][..], 1, "denied")] {
         let (child, printed) = connect_command(&sidecar, &[], "/connect/crm").await;
         let link = printed.split_whitespace().find(|word| word.contains("/connect/crm")).expect("a link");
-        let end = person(link, "ann", options).await;
+        let end = act_as_person(link, "ann", options).await;
         let outcome = outcome(child).await;
         assert_eq!(
             (outcome.0, &outcome.1["status"]),
@@ -82,10 +82,10 @@ async fn polling_for_a_device_code_continues_after_a_restart() {
     let (child, printed) = connect_command(&sidecar, &[], "enter this code").await;
     assert!(printed.contains("http"), "{printed}");
     drop(child);
-    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
-    assert_eq!(begun.status, 201, "{}", begun.text());
-    let begun = begun.json();
-    assert_eq!(begun["interval"], 1);
+    let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
+    assert_eq!(flow.status, 201, "{}", flow.text());
+    let flow = flow.json();
+    assert_eq!(flow["interval"], 1);
     let polls = async || server.stats().await["polls"]["p-device-web"].as_array().map_or(0, Vec::len);
     let end = Instant::now() + TIMEOUT;
     while polls().await < 2 {
@@ -93,10 +93,10 @@ async fn polling_for_a_device_code_continues_after_a_restart() {
         sleep(Duration::from_millis(50)).await;
     }
     let (dir, addresses, log) = sidecar.crash().await;
-    assert!(!log.contains(begun["user_code"].as_str().expect("a code")), "{log}");
+    assert!(!log.contains(flow["user_code"].as_str().expect("a code")), "{log}");
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
-    server.decide(begun["user_code"].as_str().expect("a code"), true).await;
-    let path = format!("/authorizations/{}", begun["id"].as_str().expect("an id"));
+    server.decide(flow["user_code"].as_str().expect("a code"), true).await;
+    let path = format!("/authorizations/{}", flow["id"].as_str().expect("an id"));
     let end = Instant::now() + TIMEOUT;
     loop {
         let authorization = call(sidecar.admin(), "GET", &path, &Value::Null).await.json();
@@ -108,7 +108,7 @@ async fn polling_for_a_device_code_continues_after_a_restart() {
     }
     assert_eq!(get(&sidecar, "").await.status, 200);
     let labels = "connection=\"crm\",profile=\"default\",grant=\"device_code\",outcome=\"ok\"";
-    sidecar.until_metric(&format!("keybearer_token_requests_total{{{labels}}}"), |count| count == 1.0).await;
+    sidecar.wait_for_metric(&format!("keybearer_token_requests_total{{{labels}}}"), |count| count == 1.0).await;
 }
 
 #[tokio::test]
@@ -134,8 +134,8 @@ async fn slow_down_lengthens_the_poll_interval_permanently() {
         server.address
     ))
     .await;
-    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
-    assert_eq!(begun.status, 201, "{}", begun.text());
+    let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
+    assert_eq!(flow.status, 201, "{}", flow.text());
     let end = Instant::now() + TIMEOUT;
     let mut times = Vec::new();
     while times.len() < 4 {
@@ -154,17 +154,17 @@ async fn slow_down_lengthens_the_poll_interval_permanently() {
 async fn polls_do_not_overlap_and_the_interval_starts_at_the_end_of_each() {
     const RESPONSE_DELAY: Duration = Duration::from_millis(2500);
     let polls = Arc::<Mutex<Vec<Instant>>>::default();
-    let seen = polls.clone();
+    let recorded = polls.clone();
     let server = Scripted::start(move |request, _| {
         if request.request_line().contains("/device") {
             let members = json!({ "device_code": "dc", "user_code": "AB-12", "verification_uri": "https://as.test/go",
                 "expires_in": 600, "interval": 1 });
             return Reply::json(200, &members);
         }
-        let mut polls = seen.lock().unwrap();
+        let mut polls = recorded.lock().unwrap();
         polls.push(Instant::now());
         match polls.len() {
-            1..=3 => Reply::json(400, &json!({ "error": "authorization_pending" })).late(RESPONSE_DELAY),
+            1..=3 => Reply::json(400, &json!({ "error": "authorization_pending" })).delayed(RESPONSE_DELAY),
             _ => Reply::token("t", 3600),
         }
     })
@@ -175,9 +175,9 @@ async fn polls_do_not_overlap_and_the_interval_starts_at_the_end_of_each() {
         server.address
     ))
     .await;
-    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
-    assert_eq!(begun.status, 201, "{}", begun.text());
-    let path = format!("/authorizations/{}", begun.json()["id"].as_str().expect("an id"));
+    let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await;
+    assert_eq!(flow.status, 201, "{}", flow.text());
+    let path = format!("/authorizations/{}", flow.json()["id"].as_str().expect("an id"));
     let end = Instant::now() + TIMEOUT;
     loop {
         let authorization = call(sidecar.admin(), "GET", &path, &Value::Null).await.json();

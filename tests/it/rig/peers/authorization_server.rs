@@ -97,7 +97,7 @@ impl AuthorizationServer {
 
     /// Token requests of one client by one grant type, refused ones included.
     pub async fn token_requests_by_grant(&self, client_id: &str, grant_type: &str) -> u64 {
-        self.stats().await["asked"][client_id][grant_type].as_u64().unwrap_or(0)
+        self.stats().await["requests_by_grant"][client_id][grant_type].as_u64().unwrap_or(0)
     }
 
     /// The parameters of each authorization request of a client that came through a browser.

@@ -20,8 +20,8 @@ pub async fn run_script(program: PathBuf, script: &str, arguments: &[&str], envi
     client.envs(environment.iter().copied()).stdin(Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(SCRIPT_TIMEOUT, client.output())
         .await
-        .expect("it exits in time")
-        .expect("the client runs");
+        .expect("exits before the timeout")
+        .expect("the command starts");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{script}: {error}: {stderr}"))
 }

@@ -42,7 +42,7 @@ async fn each_attempt_signs_a_new_jwt() {
         key("client-rsa")
     );
     let sidecar = Sidecar::start(&config(&server, &upstream, &keys)).await;
-    sidecar.until_metric("keybearer_token_requests_total{connection=\"crm\",grant=\"jwt_bearer\",outcome=\"ok\",profile=\"default\"}", |n| n >= 2.0).await;
+    sidecar.wait_for_metric("keybearer_token_requests_total{connection=\"crm\",grant=\"jwt_bearer\",outcome=\"ok\",profile=\"default\"}", |n| n >= 2.0).await;
     let received = server.received();
     let mut ids = HashSet::new();
     for request in &received[..3] {
@@ -69,7 +69,7 @@ async fn an_assertion_file_is_sent_verbatim_and_reloaded() {
     let sidecar = Sidecar::start_with(&config(&server, &upstream, keys), &[("a.xml", "<A>é</A>")]).await;
     assert_eq!(injected(&sidecar, &upstream).await, "Bearer token-1");
     std::fs::write(sidecar.dir.path().join("a.xml"), "<B/>").unwrap();
-    sidecar.until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
+    sidecar.wait_for_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
     let refreshed = call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
     assert_eq!(refreshed.status, 200, "{}", refreshed.text());
     let assertions: Vec<_> = server.received().iter().map(|request| field(request, "assertion")).collect();
@@ -100,7 +100,7 @@ async fn a_service_accounts_token_is_reloaded_and_exchanged() {
     let sent = form(&server.received()[0]);
     assert_eq!(sent, expected.map(|(name, value)| (name.to_owned(), value)));
     std::fs::write(sidecar.dir.path().join("sa"), "second").unwrap();
-    sidecar.until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
+    sidecar.wait_for_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
     call(sidecar.admin(), "POST", "/connections/crm/refresh", &json!({})).await;
     assert_eq!(field(server.received().last().unwrap(), "subject_token"), "second");
 }
@@ -120,9 +120,9 @@ async fn each_callers_own_token_is_exchanged_and_not_forwarded() {
     for (own, expected) in [("ann", "for-ann-0"), ("bob", "for-bob-1"), ("ann", "for-ann-0")] {
         let response = get(&sidecar, &format!("Authorization: Bearer {own}\r\n")).await;
         assert_eq!(response.status, 200, "{}", response.text());
-        let seen = upstream.received().pop().unwrap();
-        assert_eq!(seen.values("x-token"), [expected]);
-        assert!(seen.values("authorization").is_empty(), "the caller's token is not forwarded");
+        let request = upstream.received().pop().unwrap();
+        assert_eq!(request.values("x-token"), [expected]);
+        assert!(request.values("authorization").is_empty(), "the caller's token is not forwarded");
     }
     for lines in ["", "Authorization: Basic YTpi\r\n", "Authorization: Bearer a\r\nAuthorization: Bearer b\r\n"] {
         let response = get(&sidecar, lines).await;

@@ -20,7 +20,7 @@ async fn a_refused_token_type_names_the_key_that_accepts_it() {
     let sidecar = Sidecar::start(&config(&server, &upstream, "comments: none")).await;
     assert_eq!(get(&sidecar, "").await.code(), "token_unavailable");
     let remedy = "set `token_response.token_type: any`";
-    let logged = sidecar.logged("token acquisition failed").await;
+    let logged = sidecar.wait_for_log("token acquisition failed").await;
     assert!(logged.contains("\"token_type\"") && logged.contains(remedy), "{logged}");
     let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
     let attempt = &tokens["items"][0]["last_attempt"];
@@ -141,9 +141,9 @@ async fn token_rejected_matches_recognize_an_expired_token() {
     let mut events = Conn::open(sidecar.proxy()).await;
     events.write(b"GET http://api.test/events HTTP/1.1\r\nHost: api.test\r\n\r\n").await;
     let first = async {
-        let mut seen = Vec::new();
-        while !seen.ends_with(b"data:1") {
-            seen.push(events.stream.read_u8().await.unwrap());
+        let mut events_read = Vec::new();
+        while !events_read.ends_with(b"data:1") {
+            events_read.push(events.stream.read_u8().await.unwrap());
         }
     };
     tokio::time::timeout(std::time::Duration::from_millis(1500), first).await.expect("the stream is not buffered");
@@ -247,9 +247,9 @@ async fn a_refresh_token_past_its_forecast_expiry_is_used_with_a_warning() {
     let keys = "grant: password, username: ann, password: {file: p}, refresh_token_lifespan: 1s";
     let sidecar = Sidecar::start_with(&config(&server, &upstream, keys), &[("p", "pass")]).await;
     injected(&sidecar, &upstream).await;
-    sidecar.logged("refresh token expires soon").await;
+    sidecar.wait_for_log("refresh token expires soon").await;
     let refreshes =
         "keybearer_token_requests_total{connection=\"crm\",grant=\"refresh_token\",outcome=\"ok\",profile=\"default\"}";
-    sidecar.until_metric(refreshes, |count| count >= 2.0).await;
+    sidecar.wait_for_metric(refreshes, |count| count >= 2.0).await;
     assert_ne!(injected(&sidecar, &upstream).await, "Bearer a0", "a forecast does not stop refreshes");
 }

@@ -56,7 +56,7 @@ async fn a_revoked_token_is_forgotten_even_if_the_server_fails() {
     );
     assert!(response["access_token"]["reason"].as_str().unwrap().contains("http_500"), "{response}");
     assert_ne!(injected(&sidecar, &upstream).await, "Bearer a3");
-    sidecar.logged("/api/v1/connections/crm/revoke").await;
+    sidecar.wait_for_log("/api/v1/connections/crm/revoke").await;
     // The command also reports the failure and fails.
     let admin = format!("http://{}", sidecar.admin());
     let output = program()
@@ -79,7 +79,7 @@ async fn a_grant_that_another_connection_uses_is_not_revoked() {
             "- {{name: twin, client_id: id, scopes: [more], token_url: \"{url}/token\"}}\n- {{name: other, client_id: o, token_url: \"{url}/token\"}}\n"
         );
     let sidecar = Sidecar::start(&text).await;
-    sidecar.until_ready().await;
+    sidecar.wait_until_ready().await;
     let before = server.count();
     let response = call(sidecar.admin(), "POST", "/connections/crm/revoke", &json!({})).await.json();
     assert_eq!(response["access_token"]["outcome"], "not_revoked", "{response}");

@@ -64,7 +64,7 @@ async fn a_script_changes_the_request_and_reads_the_response() {
     assert!(server.count() <= 6, "a failed script is not retried at once");
 }
 
-/// Responses, the log and the API show what a script throws, but mask the secrets it has seen.
+/// Responses, the log and the API show what a script throws, but mask the secrets passed to it.
 #[tokio::test]
 async fn secrets_in_a_scripts_error_are_masked() {
     let upstream = Scripted::upstream().await;
@@ -93,7 +93,8 @@ async fn secrets_in_a_scripts_error_are_masked() {
         let refused = get(&sidecar, "").await;
         assert_eq!((refused.status, refused.code()), (424, "script_failed"), "{source}: {}", refused.text());
         let tokens = call(sidecar.admin(), "GET", "/connections/crm/tokens", &json!({})).await;
-        let all = refused.text() + &sidecar.logged("token acquisition failed").await + &sidecar.log() + &tokens.text();
+        let all =
+            refused.text() + &sidecar.wait_for_log("token acquisition failed").await + &sidecar.log() + &tokens.text();
         for secret in ["acc3ss", "refr3sh", "eyJ0", "s3ssion", "a1b2c3d4", "var1able", "cl1ent", "h3ader"] {
             assert!(!all.contains(secret), "{source}: {secret} in {all}");
         }

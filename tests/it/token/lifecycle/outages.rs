@@ -6,8 +6,8 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
-    Crm, URL, check_unavailable, crm, expiry, get, get_concurrently, local, seen, steadily_served, token_requests,
-    token_url, until, wall_s,
+    Crm, URL, authorization_values, check_unavailable, crm, expiry, get, get_concurrently, local, steadily_served,
+    token_requests, token_url, wait_until, wall_s,
 };
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::raw::Conn;
@@ -51,7 +51,7 @@ async fn outage_within_lifetime(outage: Outage) {
     outage.begin(&mut server).await;
     let count = steadily_served(&sidecar, Duration::from_secs(20), Duration::from_secs(1)).await;
     assert!(count > 100, "{count} requests are too few to prove anything");
-    assert_eq!(seen(&upstream.received()).len(), 1);
+    assert_eq!(authorization_values(&upstream.received()).len(), 1);
     assert!(
         token_requests(&sidecar, "crm", "unavailable").await >= 1.0,
         "no refresh failed during the outage\n{}",
@@ -76,7 +76,7 @@ async fn outage_past_expiry(outage: Outage) {
     let expires = expiry(&sidecar, "crm").await;
     outage.begin(&mut server).await;
 
-    until("the token has expired", async || {
+    wait_until("the token has expired", async || {
         let response = get(&sidecar).await;
         if response.status != 200 {
             check_unavailable(&response);
@@ -92,7 +92,7 @@ async fn outage_past_expiry(outage: Outage) {
     assert_eq!(upstream.summary().await["total"], passed, "{outage:?}: a request was forwarded without a token");
 
     outage.end(&mut server).await;
-    until("service resumes", async || get(&sidecar).await.status == 200).await;
+    wait_until("service resumes", async || get(&sidecar).await.status == 200).await;
     let records = upstream.records().await;
     for record in &records {
         let at = record["at_ms"].as_f64().expect("a time") / 1000.0;
@@ -115,7 +115,7 @@ async fn a_hung_token_endpoint_delays_requests_only_after_expiry_and_for_token_w
         ..crm(token_url(&server), upstream.address)
     };
     let sidecar = Sidecar::start(&config.text()).await;
-    until("the refresh hangs", async || {
+    wait_until("the refresh hangs", async || {
         steadily_served(&sidecar, Duration::ZERO, Duration::from_millis(500)).await;
         server.count() == 2
     })

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
-use super::{Crm, URL, crm, get, get_concurrently, local, seen, token_url, until};
+use super::{Crm, URL, authorization_values, crm, get, get_concurrently, local, token_url, wait_until};
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Reply, Scripted};
@@ -72,7 +72,10 @@ async fn a_persistent_401_reaches_the_caller_after_one_refresh_and_one_replay() 
     let began = Instant::now();
     check(&get(&sidecar).await);
     assert_eq!((server.count(), upstream.count()), (2, 2));
-    assert_eq!(seen(&upstream.received()), ["Bearer token-1", "Bearer token-2"].map(str::to_owned).into());
+    assert_eq!(
+        authorization_values(&upstream.received()),
+        ["Bearer token-1", "Bearer token-2"].map(str::to_owned).into()
+    );
     assert_eq!(replays(&sidecar, "rejected").await, 1.0);
     for _ in 0..40 {
         get_concurrently(&sidecar, 25).await.iter().for_each(check);
@@ -115,7 +118,7 @@ async fn a_body_up_to_replay_body_is_replayed_in_full() {
 async fn a_partially_received_body_is_never_replayed() {
     // Rejects the first token as soon as the head has arrived; records what each connection received.
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
+    let address = listener.local_addr().expect("a bound listener");
     let bodies = Arc::<Mutex<Vec<String>>>::default();
     let log = bodies.clone();
     let upstream = tokio::spawn(async move {
@@ -146,7 +149,7 @@ async fn a_partially_received_body_is_never_replayed() {
     let chunk = |letter: &str, size: usize| format!("{size:x}\r\n{}\r\n", letter.repeat(size));
     let head = format!("POST {URL} HTTP/1.1\r\nHost: api.test\r\nTransfer-Encoding: chunked\r\n\r\n");
     conn.write((head + &chunk("a", 500)).as_bytes()).await;
-    until("the rejection has forced a refresh", async || server.count() == 2).await;
+    wait_until("the rejection has forced a refresh", async || server.count() == 2).await;
     for letter in ["b", "c", "d", "e"] {
         conn.write(chunk(letter, 500).as_bytes()).await;
         sleep(Duration::from_millis(50)).await;
@@ -154,7 +157,7 @@ async fn a_partially_received_body_is_never_replayed() {
     conn.write(b"0\r\n\r\n").await;
     let response = conn.read_response().await;
     drop((conn, sidecar));
-    until("the upstream has seen every end", async || {
+    wait_until("each upstream connection has ended", async || {
         let bodies = bodies.lock().unwrap();
         bodies.len() >= if response.status == 200 { 2 } else { 1 }
     })

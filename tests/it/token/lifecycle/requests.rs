@@ -6,7 +6,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::json;
 use url::form_urlencoded;
 
-use super::{Crm, URL, check_own, crm, get, local, number, numbered, token_url, until};
+use super::{Crm, URL, check_own, crm, get, local, number, numbered, token_url, wait_until};
 use crate::rig::peers::{AuthorizationServer, BASIC_CLIENT_SECRET, Upstream};
 use crate::rig::raw;
 use crate::rig::scripted::{Received, Reply, Scripted};
@@ -138,7 +138,7 @@ async fn every_token_request_has_the_configured_authentication_and_parameters() 
     let _sidecar = Sidecar::start(&numbered(&server, &upstream, &keys)).await;
     // Wait for the first grant and one refresh per connection.
     let of = |n: usize| server.received().into_iter().filter(|request| number(request) == n).collect::<Vec<_>>();
-    until("each has refreshed", async || (0..table.len()).all(|n| of(n).len() >= 2)).await;
+    wait_until("each has refreshed", async || (0..table.len()).all(|n| of(n).len() >= 2)).await;
     for (n, (keys, header, fields)) in table.iter().enumerate() {
         let mut expected: Vec<_> = fields.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         expected.push(("grant_type".into(), "client_credentials".into()));

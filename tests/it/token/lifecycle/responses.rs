@@ -10,8 +10,8 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::{
-    COLD, Crm, check_own, check_unavailable, crm, expiry, get, get_concurrently, local, number, numbered, seen,
-    steadily_served, token_requests, token_url, until, wall_s,
+    COLD, Crm, authorization_values, check_own, check_unavailable, crm, expiry, get, get_concurrently, local, number,
+    numbered, steadily_served, token_requests, token_url, wait_until, wall_s,
 };
 use crate::rig::peers::{AuthorizationServer, Upstream};
 use crate::rig::raw::{self, RawResponse};
@@ -57,7 +57,7 @@ async fn a_failed_refresh_keeps_the_token_until_it_expires() {
     let began = Instant::now();
     for (number, (outcome, _)) in FAULTS.iter().enumerate() {
         let what = format!("fault {number} is counted as {outcome}");
-        until(&what, async || token_requests(&sidecar, &format!("c{number}"), outcome).await >= 1.0).await;
+        wait_until(&what, async || token_requests(&sidecar, &format!("c{number}"), outcome).await >= 1.0).await;
         assert_eq!(get_numbered(&sidecar, number).await.status, 200, "fault {number}");
     }
     assert!(began.elapsed() < Duration::from_secs(8), "too slow: the tokens may have expired: {:?}", began.elapsed());
@@ -89,7 +89,7 @@ async fn expires_in_is_parsed_leniently() {
         let mut response =
             json!({"access_token": "t", "token_type": "Bearer", "expires_in": responses[number(request)].0});
         if response["expires_in"].is_null() {
-            response.as_object_mut().expect("an object").remove("expires_in");
+            response.as_object_mut().expect("a JSON object").remove("expires_in");
         }
         Reply::json(200, &response)
     })
@@ -131,7 +131,7 @@ async fn a_repeated_token_causes_no_tight_loop() {
     let upstream = Scripted::upstream().await;
     let sidecar = Sidecar::start(&crm(token_url(&server), upstream.address).text()).await;
     steadily_served(&sidecar, Duration::from_secs(6), Duration::from_secs(1)).await;
-    assert_eq!(seen(&upstream.received()), ["Bearer next", "Bearer same"].map(str::to_owned).into());
+    assert_eq!(authorization_values(&upstream.received()), ["Bearer next", "Bearer same"].map(str::to_owned).into());
     assert!((3..=6).contains(&server.count()), "{} token requests", server.count());
 }
 
@@ -175,7 +175,7 @@ async fn an_empty_response_is_retried() {
     let upstream = Scripted::upstream().await;
     let sidecar = Sidecar::start(&crm(token_url(&server), upstream.address).text()).await;
     check_unavailable(&get(&sidecar).await);
-    until("the next response is used", async || get(&sidecar).await.status == 200).await;
+    wait_until("the next response is used", async || get(&sidecar).await.status == 200).await;
     assert_eq!(server.count(), 2);
 }
 
@@ -186,7 +186,7 @@ async fn a_request_that_fails_once_is_retried() {
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&crm(server.token_url(), local(upstream.http_port())).text()).await;
     check_unavailable(&get(&sidecar).await);
-    until("the second response is used", async || get(&sidecar).await.status == 200).await;
+    wait_until("the second response is used", async || get(&sidecar).await.status == 200).await;
     assert_eq!(server.token_requests("machine").await, 2);
     let counted = (token_requests(&sidecar, "crm", "unavailable").await, token_requests(&sidecar, "crm", "ok").await);
     assert_eq!(counted, (1.0, 1.0));
@@ -218,7 +218,7 @@ async fn retry_after_delays_only_its_own_connection() {
         let seconds: u64 = response.header("retry-after").unwrap().parse().unwrap();
         assert!((2..=RETRY_AFTER_S + 1).contains(&seconds), "{seconds}");
     }
-    until("the backoff is over", async || {
+    wait_until("the backoff is over", async || {
         assert_eq!(get_numbered(&sidecar, 1).await.status, 200, "the other connection is affected");
         get_numbered(&sidecar, 0).await.status == 200
     })

@@ -7,7 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 
-use super::{token_requests, until};
+use super::{token_requests, wait_until};
 use crate::rig::peers::{AuthorizationServer, CLIENT_SECRET, Peers, Upstream};
 use crate::rig::raw::{self, Conn};
 use crate::rig::scripted::{Reply, Scripted};
@@ -81,7 +81,7 @@ connections:
     }
     // An outage, so that a failing refresh is logged as well.
     real.control(json!({"status": 503})).await;
-    until("a refresh fails", async || token_requests(&sidecar, "crm", "unavailable").await >= 1.0).await;
+    wait_until("a refresh fails", async || token_requests(&sidecar, "crm", "unavailable").await >= 1.0).await;
     capture("metrics", &raw::get(admin, "/metrics").await.text());
     for path in ["/readyz?verbose", "/", "/livez"] {
         capture("admin", &raw::get(admin, path).await.text());
@@ -107,12 +107,12 @@ connections:
         read.extend_from_slice(&bytes[..count]);
     }
     capture("events", &String::from_utf8_lossy(&read));
-    sidecar.logged("token acquisition failed").await;
+    sidecar.wait_for_log("token acquisition failed").await;
     sidecar.signal("TERM");
     sidecar.exit().await;
     capture("stderr", &sidecar.log());
     capture("stdout", &sidecar.stdout());
-    capture("audit", &std::fs::read_to_string(sidecar.dir.path().join("audit.jsonl")).expect("the audit"));
+    capture("audit", &std::fs::read_to_string(sidecar.dir.path().join("audit.jsonl")).expect("a readable file"));
 
     let records = upstream.records().await;
     let headers = records.iter().flat_map(|record| record["headers"].as_array().into_iter().flatten());

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::{
-    PERSON, Response, bare, connections, crm, field, get, html, last_attempt, number, numbered, refresh, refusal,
-    seconds_between, tokens,
+    PERSON, Response, connections, crm, empty_response, field, get, html, last_attempt, number, numbered, refresh,
+    refusal, seconds_between, tokens,
 };
 use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::scripted::{Reply, Scripted};
@@ -22,7 +22,7 @@ async fn a_gateways_5xx_leaves_the_refresh_token_in_doubt_and_other_statuses_do_
         (true, || refusal(500, "server_error")),
         (true, || Reply::Close),
         (false, || html(503)),
-        (false, || bare(429)),
+        (false, || empty_response(429)),
         (false, || html(404)),
         (false, || refusal(503, "temporarily_unavailable")),
     ];
@@ -49,7 +49,7 @@ async fn a_gateways_5xx_leaves_the_refresh_token_in_doubt_and_other_statuses_do_
 }
 
 #[tokio::test]
-async fn a_failed_discovery_leaves_the_refresh_token_undoubted() {
+async fn a_failed_discovery_does_not_put_the_refresh_token_in_doubt() {
     let upstream = Scripted::upstream().await;
     let address = Arc::new(Mutex::new(String::new()));
     let own = address.clone();

@@ -9,18 +9,18 @@ use serde_json::json;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{
-    PASSWORD, Response, TIMEOUT, bare, connections, crm, get, html, is_refresh, last_attempt, number, numbered,
-    refresh, refusal, seconds_between, sent_grants, tokens, until_served,
+    PASSWORD, Response, TIMEOUT, connections, crm, empty_response, get, html, is_refresh, last_attempt, number,
+    numbered, refresh, refusal, seconds_between, sent_grants, tokens, wait_until_served,
 };
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::until;
+use crate::rig::stage::wait_until;
 
 #[tokio::test]
 async fn a_grant_that_needs_no_person_falls_back_to_its_own_grant_in_the_same_attempt() {
     const REFUSALS: [Response; 8] = [
-        || bare(400),
-        || bare(401),
+        || empty_response(400),
+        || empty_response(401),
         || refusal(400, "unsupported_grant_type"),
         || Reply::json(401, &json!({"error": "server_error", "error_description": "access_denied"})),
         || refusal(400, "invalid_grant"),
@@ -37,7 +37,7 @@ async fn a_grant_that_needs_no_person_falls_back_to_its_own_grant_in_the_same_at
     let of = numbered(REFUSALS.len(), PASSWORD);
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
     for (name, _) in &of {
-        until_served(&sidecar, &format!("{name}.test")).await;
+        wait_until_served(&sidecar, &format!("{name}.test")).await;
         let response = refresh(&sidecar, name).await;
         assert_eq!(response.status, 200, "{name}: {}\n{}", response.text(), sidecar.log());
         assert_eq!(sent_grants(&server, name), ["password", "dead", "password"], "{name}");
@@ -49,10 +49,10 @@ async fn a_grant_that_needs_no_person_falls_back_to_its_own_grant_in_the_same_at
 async fn a_refresh_token_survives_a_refused_client_and_a_failing_server() {
     const FAILURES: [Response; 7] = [
         || refusal(401, "invalid_client"),
-        || bare(429),
+        || empty_response(429),
         || refusal(429, "invalid_grant"),
         || refusal(500, "invalid_grant"),
-        || bare(503),
+        || empty_response(503),
         || html(403),
         || html(404),
     ];
@@ -90,24 +90,25 @@ async fn a_restart_after_a_refused_refresh_token_falls_back_to_the_own_grant() {
     let down = Arc::new(AtomicBool::new(false));
     let is_down = down.clone();
     let server = Scripted::start(move |request, before| match (is_refresh(request), is_down.load(Ordering::SeqCst)) {
-        (true, _) => bare(400),
-        (false, true) => bare(503),
+        (true, _) => empty_response(400),
+        (false, true) => empty_response(503),
         (false, false) => tokens(&format!("t{before}"), "dead", 1),
     })
     .await;
     let sidecar = Sidecar::start(&crm(&server, &upstream, "", PASSWORD)).await;
-    until_served(&sidecar, "api.test").await;
+    wait_until_served(&sidecar, "api.test").await;
     // From here on both grants fail, until the program restarts.
     down.store(true, Ordering::SeqCst);
-    until("the refresh token is refused", || sent_grants(&server, "crm").iter().any(|token| token == "dead")).await;
+    wait_until("the refresh token is refused", || sent_grants(&server, "crm").iter().any(|token| token == "dead"))
+        .await;
     let (dir, addresses, _) = sidecar.crash().await;
     // Let the stored token expire, so that the restart cannot serve it.
     sleep(Duration::from_secs(1)).await;
     down.store(false, Ordering::SeqCst);
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     let own_grant = || sent_grants(&server, "crm").last().is_some_and(|last| last == "password");
-    until("it falls back to its own grant", own_grant).await;
-    until_served(&sidecar, "api.test").await;
+    wait_until("it falls back to its own grant", own_grant).await;
+    wait_until_served(&sidecar, "api.test").await;
 }
 
 #[tokio::test]
@@ -116,8 +117,8 @@ async fn an_unexpected_first_response_is_retried_within_seconds() {
         || html(404),
         || html(403),
         || html(400),
-        || bare(400),
-        || bare(401),
+        || empty_response(400),
+        || empty_response(401),
         || html(405),
         || Reply::Bytes(b"HTTP/1.1 302 X\r\nLocation: /login\r\nContent-Length: 0\r\n\r\n".to_vec()),
         || Reply::json(403, &json!({"status": 403, "error": "Forbidden", "path": "/oauth/token"})),
@@ -134,7 +135,7 @@ async fn an_unexpected_first_response_is_retried_within_seconds() {
     .await;
     let of = numbered(UNEXPECTED.len(), "comments: none");
     let sidecar = Sidecar::start(&connections(&server, &upstream, "", &of)).await;
-    let begun = Instant::now();
+    let started = Instant::now();
     let hosts: Vec<_> = of.iter().map(|(name, _)| format!("{name}.test")).collect();
     for response in join_all(hosts.iter().map(|host| get(&sidecar, host))).await {
         // Some connections may have retried already.
@@ -147,9 +148,9 @@ async fn an_unexpected_first_response_is_retried_within_seconds() {
         assert!((1..=3).contains(&seconds), "{seconds}");
     }
     for host in &hosts {
-        until_served(&sidecar, host).await;
+        wait_until_served(&sidecar, host).await;
     }
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(8), "{:?}", started.elapsed());
 }
 
 #[tokio::test]
@@ -161,7 +162,7 @@ async fn a_permanent_failure_is_retried_when_the_current_token_expires() {
     })
     .await;
     let sidecar = Sidecar::start(&crm(&server, &upstream, "", "comments: none")).await;
-    until("the refresh is refused", || server.count() >= 2).await;
+    wait_until("the refresh is refused", || server.count() >= 2).await;
     let attempt = async {
         loop {
             let attempt = last_attempt(&sidecar, "crm").await;
@@ -172,8 +173,8 @@ async fn a_permanent_failure_is_retried_when_the_current_token_expires() {
     };
     let attempt = timeout(TIMEOUT, attempt).await.expect("the API shows the failure");
     assert!(seconds_between(&attempt["at"], &attempt["next_at"]) <= 3, "{attempt}");
-    until("it retries", || server.count() >= 3).await;
-    until_served(&sidecar, "api.test").await;
+    wait_until("it retries", || server.count() >= 3).await;
+    wait_until_served(&sidecar, "api.test").await;
 }
 
 #[tokio::test]

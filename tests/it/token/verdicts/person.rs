@@ -5,12 +5,13 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::{
-    PERSON, Response, bare, crm, field, get, html, refresh, refreshed, refusal, sent_grants, tokens, until_served,
+    PERSON, Response, crm, empty_response, field, get, html, refresh, refreshed, refusal, sent_grants, tokens,
+    wait_until_served,
 };
 use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::until;
+use crate::rig::stage::wait_until;
 
 #[tokio::test]
 async fn a_persons_refresh_ignores_refusals_and_backoffs() {
@@ -38,10 +39,10 @@ async fn a_persons_refresh_ignores_refusals_and_backoffs() {
         assert_eq!(server.count(), before, "a request causes no token request");
         let reloaded = call(sidecar.admin(), "POST", "/reload", &json!({})).await;
         assert_eq!((reloaded.status, &reloaded.json()["outcome"]), (200, &json!("unchanged")));
-        until("the reload sends a token request", || server.count() == before + 1).await;
+        wait_until("the reload sends a token request", || server.count() == before + 1).await;
         *response.lock().unwrap() = None;
         sidecar.signal("HUP");
-        until_served(&sidecar, "api.test").await;
+        wait_until_served(&sidecar, "api.test").await;
     }
 }
 
@@ -77,7 +78,7 @@ async fn other_refusals_keep_a_persons_refresh_token() {
         (|| refusal(403, "unauthorized_client"), 424, "token_refused"),
         (|| refusal(400, "invalid_scope"), 424, "token_refused"),
         (|| refusal(401, "invalid_client"), 424, "token_refused"),
-        (|| bare(401), 503, "token_unavailable"),
+        (|| empty_response(401), 503, "token_unavailable"),
         (|| html(400), 503, "token_unavailable"),
     ];
     const RESPONSES: [Response; 5] = [OTHERS[0].0, OTHERS[1].0, OTHERS[2].0, OTHERS[3].0, OTHERS[4].0];
@@ -122,13 +123,13 @@ async fn a_second_consecutive_empty_400_makes_a_person_connect_again() {
     let next = responses.clone();
     let server = Scripted::start(move |request, _| match field(request, "refresh_token").as_deref() {
         Some("given") => tokens("a0", "r0", 3600),
-        _ => next.lock().unwrap().pop().map_or_else(|| bare(400), |response| response()),
+        _ => next.lock().unwrap().pop().map_or_else(|| empty_response(400), |response| response()),
     })
     .await;
     let sidecar = Sidecar::start(&crm(&server, &upstream, "", PERSON)).await;
     assert_eq!(import_refresh_token(&sidecar, "given", None).await.status, 200);
     // A gateway's page in between resets the count.
-    responses.lock().unwrap().extend([(|| bare(400)) as Response, || html(404), || bare(400)]);
+    responses.lock().unwrap().extend([(|| empty_response(400)) as Response, || html(404), || empty_response(400)]);
     for _ in 0..3 {
         assert_eq!(refresh(&sidecar, "crm").await.status, 503, "{}", sidecar.log());
     }

@@ -7,16 +7,17 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout};
 
 use super::{
-    PASSWORD, Response, TIMEOUT, bare, crm, get, is_refresh, refresh, refusal, sent_grants, tokens, until_served,
+    PASSWORD, Response, TIMEOUT, crm, empty_response, get, is_refresh, refresh, refusal, sent_grants, tokens,
+    wait_until_served,
 };
 use crate::rig::fleet;
 use crate::rig::redis::Redis;
 use crate::rig::scripted::{Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
-use crate::rig::stage::until;
+use crate::rig::stage::wait_until;
 
 #[tokio::test]
-async fn a_failure_notice_of_another_replica_delays_no_person_and_ends_with_the_token() {
+async fn a_shared_failure_delays_no_person_and_lasts_no_longer_than_the_token() {
     let response = Arc::new(Mutex::new(None::<Response>));
     let now = response.clone();
     let server = Scripted::start(move |_, before| match &*now.lock().unwrap() {
@@ -29,18 +30,18 @@ async fn a_failure_notice_of_another_replica_delays_no_person_and_ends_with_the_
     let (one, other) = (Sidecar::start(&config).await, Sidecar::start(&config).await);
     let both = [&one, &other];
     for replica in both {
-        until_served(replica, "api.test").await;
+        wait_until_served(replica, "api.test").await;
     }
     // One replica's refresh fails for both; when the token expires, a replica retries.
     *response.lock().unwrap() = Some(|| refusal(400, "invalid_scope"));
     for replica in both {
-        replica.logged("\"error\":\"invalid_scope\"").await;
+        replica.wait_for_log("\"error\":\"invalid_scope\"").await;
     }
     *response.lock().unwrap() = None;
     let before = server.count();
-    until("a replica retries when the token expires", || server.count() > before).await;
+    wait_until("a replica retries when the token expires", || server.count() > before).await;
     for replica in both {
-        until_served(replica, "api.test").await;
+        wait_until_served(replica, "api.test").await;
     }
     // Without a token: a permanent failure, and a long backoff.
     const BUSY: Response = || Reply::Bytes(b"HTTP/1.1 503 X\r\nRetry-After: 300\r\nContent-Length: 0\r\n\r\n".to_vec());
@@ -57,11 +58,11 @@ async fn a_failure_notice_of_another_replica_delays_no_person_and_ends_with_the_
         }
         let before = server.count();
         other.signal("HUP");
-        until("the reload sends a token request", || server.count() == before + 1).await;
+        wait_until("the reload sends a token request", || server.count() == before + 1).await;
         *response.lock().unwrap() = None;
         assert_eq!(refresh(&other, "crm").await.status, 200, "{}", other.log());
         for replica in both {
-            until_served(replica, "api.test").await;
+            wait_until_served(replica, "api.test").await;
         }
     }
 }
@@ -96,18 +97,18 @@ async fn a_refused_refresh_token_falls_back_to_the_own_grant_while_redis_is_down
     let refuses = Arc::new(AtomicBool::new(false));
     let now = refuses.clone();
     let server = Scripted::start(move |request, before| match is_refresh(request) && now.load(Ordering::SeqCst) {
-        true => bare(400),
+        true => empty_response(400),
         false => tokens(&format!("t{before}"), "stays-the-same", 3),
     })
     .await;
     let (upstream, mut redis) = (Scripted::upstream().await, Redis::start().await);
     let sidecar = Sidecar::start(&crm(&server, &upstream, &fleet::store(redis.port), PASSWORD)).await;
     // Without Redis, only a refresh token known not to rotate is used.
-    until("the token was refreshed twice", || server.count() >= 3).await;
+    wait_until("the token was refreshed twice", || server.count() >= 3).await;
     redis.stop().await;
     refuses.store(true, Ordering::SeqCst);
     let passwords = || sent_grants(&server, "crm").iter().filter(|grant| *grant == "password").count();
-    until("it falls back to its own grant", || passwords() == 2).await;
-    until_served(&sidecar, "api.test").await;
-    sidecar.logged("authorization server refused the refresh token").await;
+    wait_until("it falls back to its own grant", || passwords() == 2).await;
+    wait_until_served(&sidecar, "api.test").await;
+    sidecar.wait_for_log("authorization server refused the refresh token").await;
 }

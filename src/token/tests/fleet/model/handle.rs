@@ -14,11 +14,11 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Handle {
     pub(super) name: String,
     pub(super) world: Arc<Mutex<World>>,
-    pub(super) news: broadcast::Sender<News>,
+    pub(super) notifications: broadcast::Sender<Notification>,
     paused_until: Mutex<Instant>,
     cut_until: Mutex<Instant>,
-    /// The next pause begins no earlier.
-    rested_at: Mutex<Instant>,
+    /// Earliest start of the next pause.
+    next_pause_at: Mutex<Instant>,
     breaks: Mutex<u64>,
     pub(super) reconnected_at: Mutex<Option<Instant>>,
     /// When the last outage or pause of this replica ended.
@@ -31,10 +31,10 @@ impl Handle {
         let handle = Arc::new(Handle {
             name,
             world: world.clone(),
-            news: broadcast::Sender::new(64),
+            notifications: broadcast::Sender::new(64),
             paused_until: Mutex::new(now),
             cut_until: Mutex::new(now),
-            rested_at: Mutex::new(now),
+            next_pause_at: Mutex::new(now),
             breaks: Mutex::new(breaks),
             reconnected_at: Mutex::default(),
             healthy_since: Mutex::new(now),
@@ -46,9 +46,9 @@ impl Handle {
     /// Pauses the replica, unless it has paused recently.
     pub fn pause(&self, span: Duration) {
         let now = Instant::now();
-        let mut rested_at = lock(&self.rested_at);
-        if now >= *rested_at {
-            *rested_at = now + span + 2 * lock(&self.world).pause_max;
+        let mut next_pause_at = lock(&self.next_pause_at);
+        if now >= *next_pause_at {
+            *next_pause_at = now + span + 2 * lock(&self.world).pause_max;
             *lock(&self.paused_until) = now + span;
             *lock(&self.healthy_since) = now + span;
         }
@@ -82,7 +82,7 @@ impl Handle {
         if !self.is_cut() && *lock(&self.breaks) != breaks {
             *lock(&self.breaks) = breaks;
             *lock(&self.reconnected_at) = Some(Instant::now());
-            let _ = self.news.send(News::Missed);
+            let _ = self.notifications.send(Notification::Missed);
         }
     }
 
@@ -130,8 +130,8 @@ impl Handle {
         done.await.is_ok()
     }
 
-    /// Around a token request, the store may lose all records or its last writes.
-    fn may_lose(&self) {
+    /// Called around a token request: the store may lose all records or its last writes.
+    fn maybe_lose_records(&self) {
         let world = self.world.clone();
         let mut now = lock(&self.world);
         let odds = now.odds.loss;
@@ -147,8 +147,8 @@ impl Handle {
         }
     }
 
-    /// Around a token request, a replica may pause.
-    pub(super) fn may_pause(&self) {
+    /// Called around a token request: the replica may pause.
+    pub(super) fn maybe_pause(&self) {
         let span = {
             let mut world = lock(&self.world);
             let (odds, most) = (world.odds.pause, world.pause_max.as_millis() as u64);
@@ -173,14 +173,14 @@ impl TokenSource for SimulatedEndpoint {
         context: TokenRequestContext<'a>,
     ) -> crate::token::TokenFuture<'a> {
         Box::pin(async move {
-            let own = &self.0;
-            own.may_pause();
-            own.wait_while_paused().await;
+            let handle = &self.0;
+            handle.maybe_pause();
+            handle.wait_while_paused().await;
             if context.send_deadline.is_some_and(|before| self.1.now().boot >= before) {
                 return Err(Failure::Retryable { reason: Reason::NotSent, retry_after: None, detail: None });
             }
             let (lost, refused, request_delay, response_delay) = {
-                let mut world = lock(&own.world);
+                let mut world = lock(&handle.world);
                 world.server.requests += 1;
                 let Odds { lost, refused, .. } = world.odds;
                 let (lost, refused) = (world.chance(lost), world.chance(refused));
@@ -190,21 +190,21 @@ impl TokenSource for SimulatedEndpoint {
             let failed = |reason| Err(Failure::Retryable { reason, retry_after: None, detail: None });
             if lost {
                 sleep(REQUEST_TIMEOUT).await;
-                own.wait_while_paused().await;
+                handle.wait_while_paused().await;
                 return failed(Reason::Timeout);
             }
             if refused {
                 return failed(Reason::Unreachable);
             }
-            own.may_pause();
-            own.may_lose();
+            handle.maybe_pause();
+            handle.maybe_lose_records();
             sleep(request_delay).await;
             let number = token.expose()[1..].parse().expect("a number");
-            let response = lock(&own.world).server.spend(number);
+            let response = lock(&handle.world).server.spend(number);
             sleep(response_delay).await;
             // A paused replica leaves the response in the socket.
-            own.wait_while_paused().await;
-            let mut world = lock(&own.world);
+            handle.wait_while_paused().await;
+            let mut world = lock(&handle.world);
             let odds = world.odds.gateway;
             if world.chance(odds) { failed(Reason::HttpStatus(504)) } else { response }
         })

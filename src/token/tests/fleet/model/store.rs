@@ -36,7 +36,7 @@ impl Lease for SimulatedLease {
             });
             let lost = Err(StoreError::LeaseLost { key: self.key.clone() });
             let renewed = renewed.await?;
-            self.handle.may_pause();
+            self.handle.maybe_pause();
             if renewed { Ok(()) } else { lost }
         })
     }
@@ -103,8 +103,8 @@ impl SharedStore for Handle {
         Box::pin(self.step(|_| ()))
     }
 
-    fn news(&self) -> broadcast::Receiver<News> {
-        self.news.subscribe()
+    fn subscribe(&self) -> broadcast::Receiver<Notification> {
+        self.notifications.subscribe()
     }
 }
 
@@ -115,23 +115,23 @@ impl TokenStore for SimulatedStore {
 
     fn lease<'a>(&'a self, key: &'a TokenKey, term: Duration, _: Duration) -> StoreFuture<'a, Box<dyn Lease>> {
         Box::pin(async move {
-            let own = &self.0;
-            let taken = own.step(|world| {
-                let own_name = |holder: &str| holder.rsplit_once(':').is_some_and(|(name, _)| name == own.name);
+            let handle = &self.0;
+            let taken = handle.step(|world| {
+                let own_name = |holder: &str| holder.rsplit_once(':').is_some_and(|(name, _)| name == handle.name);
                 if world.holder().is_some_and(|holder| !own_name(holder)) {
                     return None;
                 }
                 let replaces = world.latest();
                 let version = world.time().max(replaces + 1);
-                let fence = Fence { holder: format!("{}:{version}", own.name), version };
+                let fence = Fence { holder: format!("{}:{version}", handle.name), version };
                 let in_doubt = world.is_in_doubt();
                 world.change().lease = Some((fence.holder.clone(), Instant::now() + term));
                 Some((fence, replaces, in_doubt))
             });
             let (fence, replaces, in_doubt) =
                 taken.await?.ok_or_else(|| StoreError::LeaseTimeout { key: key.clone() })?;
-            own.may_pause();
-            Ok(Box::new(SimulatedLease { handle: own.clone(), key: key.clone(), fence, replaces, term, in_doubt })
+            handle.maybe_pause();
+            Ok(Box::new(SimulatedLease { handle: handle.clone(), key: key.clone(), fence, replaces, term, in_doubt })
                 as Box<dyn Lease>)
         })
     }
@@ -139,10 +139,10 @@ impl TokenStore for SimulatedStore {
     fn save<'a>(&'a self, key: &'a TokenKey, token: StoredToken, lease: &'a dyn Lease) -> StoreFuture<'a, u64> {
         Box::pin(async move {
             let fence = lease.fence().expect("a lease of this store");
-            let own = &self.0;
-            own.may_pause();
+            let handle = &self.0;
+            handle.maybe_pause();
             let version = fence.version.max(token.version + 1);
-            let saved = own.step(|world| {
+            let saved = handle.step(|world| {
                 let spent = world.state.spending.as_ref() == Some(&fence.holder);
                 let taken = !spent && world.holder().is_some_and(|holder| holder != fence.holder);
                 if taken || world.latest() >= version {
@@ -150,7 +150,7 @@ impl TokenStore for SimulatedStore {
                 }
                 let state = world.change();
                 (state.record, state.spending, state.removed) = (Some(StoredToken { version, ..token }), None, 0);
-                world.notify(&own.name, key);
+                world.notify(&handle.name, key);
                 true
             });
             let lost = Err(StoreError::LeaseLost { key: key.clone() });
@@ -161,13 +161,13 @@ impl TokenStore for SimulatedStore {
     fn forget<'a>(&'a self, key: &'a TokenKey, lease: &'a dyn Lease) -> StoreFuture<'a, ()> {
         Box::pin(async move {
             let fence = lease.fence().expect("a lease of this store");
-            let own = &self.0;
-            let forgotten = own.step(|world| {
+            let handle = &self.0;
+            let forgotten = handle.step(|world| {
                 let ours = world.holder() == Some(&fence.holder);
                 if ours {
                     let state = world.change();
                     (state.record, state.spending, state.removed) = (None, None, fence.version);
-                    world.notify(&own.name, key);
+                    world.notify(&handle.name, key);
                 }
                 ours
             });

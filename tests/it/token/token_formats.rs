@@ -30,7 +30,7 @@ fn large() -> String {
     text + "."
 }
 
-fn shapes() -> Vec<String> {
+fn formats() -> Vec<String> {
     SHAPES.iter().map(|shape| (*shape).to_owned()).chain([large()]).collect()
 }
 
@@ -40,10 +40,10 @@ fn field(request: &Received, name: &str) -> String {
 }
 
 /// A token endpoint that issues the first token to the client `s0`, the second to `s1`, and so on.
-async fn issuing(shapes: Vec<String>) -> Scripted {
+async fn issuing(formats: Vec<String>) -> Scripted {
     Scripted::start(move |request, _| {
         let number: usize = field(request, "client_id").trim_start_matches('s').parse().expect("a number");
-        Reply::token(&shapes[number], 3600)
+        Reply::token(&formats[number], 3600)
     })
     .await
 }
@@ -57,9 +57,9 @@ fn in_query(target: &str) -> Vec<String> {
 
 #[tokio::test]
 async fn every_token_arrives_unchanged_regardless_of_limits_head() {
-    let shapes = shapes();
-    assert_eq!(shapes.last().map(String::len), Some(60 * 1024));
-    let (tokens, plain) = (issuing(shapes.clone()).await, Scripted::upstream().await);
+    let formats = formats();
+    assert_eq!(formats.last().map(String::len), Some(60 * 1024));
+    let (tokens, plain) = (issuing(formats.clone()).await, Scripted::upstream().await);
     let server = Http2Server::start(json!({})).await;
     let connection = |number: usize| {
         format!(
@@ -76,10 +76,10 @@ async fn every_token_arrives_unchanged_regardless_of_limits_head() {
         plain.address,
         server.port(),
         Peers::certs().ca.display(),
-        (0..shapes.len()).map(connection).collect::<String>()
+        (0..formats.len()).map(connection).collect::<String>()
     );
     let sidecar = Sidecar::start(&config).await;
-    for (number, token) in shapes.iter().enumerate() {
+    for (number, token) in formats.iter().enumerate() {
         // The caller's head alone nearly fills `limits.head`.
         let lines = format!("X-Filler: {}\r\n", "f".repeat(7_000));
         let send = async |url: String| {
@@ -120,8 +120,8 @@ async fn every_token_arrives_unchanged_regardless_of_limits_head() {
 
 #[tokio::test]
 async fn a_token_that_does_not_fit_is_refused_with_the_reason() {
-    let shapes = ["with space".to_owned(), "x".repeat(65_537), "x".repeat(65_536)];
-    let (tokens, plain) = (issuing(shapes.to_vec()).await, Scripted::upstream().await);
+    let formats = ["with space".to_owned(), "x".repeat(65_537), "x".repeat(65_536)];
+    let (tokens, plain) = (issuing(formats.to_vec()).await, Scripted::upstream().await);
     let connection = |number: usize| {
         format!(
             "- {{name: s{number}, client_id: s{number}, client_secret: s, send_credentials: body, token_url: \"http://{}/token\", \
@@ -130,7 +130,7 @@ async fn a_token_that_does_not_fit_is_refused_with_the_reason() {
             tokens.address
         )
     };
-    let connections: String = (0..shapes.len()).map(connection).collect();
+    let connections: String = (0..formats.len()).map(connection).collect();
     let sidecar =
         Sidecar::start(&format!("hosts: {{plain.test: \"{}\"}}\nconnections:\n{connections}", plain.address)).await;
     let send = async |path: &str| raw::get_through(sidecar.proxy(), &format!("http://plain.test/{path}"), "").await;
@@ -140,7 +140,7 @@ async fn a_token_that_does_not_fit_is_refused_with_the_reason() {
         assert!(response.text().contains("invalid_access_token"), "{}", response.text());
     }
     assert_eq!(send("h2").await.status, 200);
-    assert_eq!(plain.received()[0].values("authorization"), [format!("Bearer {}", shapes[2])]);
+    assert_eq!(plain.received()[0].values("authorization"), [format!("Bearer {}", formats[2])]);
     let response = send("q2").await;
     assert_eq!((response.status, response.code()), (414, "target_too_long"));
     assert!(response.text().contains("into a header"), "{}", response.text());
@@ -197,7 +197,7 @@ async fn large_tokens_are_imported_and_stored_in_both_stores() {
 }
 
 #[tokio::test]
-async fn such_tokens_of_callers_can_be_exchanged() {
+async fn unusual_and_large_caller_tokens_can_be_exchanged() {
     let upstream = Scripted::upstream().await;
     let tokens = Scripted::start(|_, before| Reply::token(&format!("exchanged-{before}"), 3600)).await;
     let config = format!(
@@ -210,7 +210,7 @@ async fn such_tokens_of_callers_can_be_exchanged() {
         let lines = format!("Authorization: Bearer {own}\r\n");
         raw::get_through(sidecar.proxy(), "http://api.test/x", &lines).await
     };
-    for (number, own) in shapes().iter().enumerate() {
+    for (number, own) in formats().iter().enumerate() {
         let response = send(own).await;
         assert_eq!(response.status, 200, "{number}: {}", response.text());
         let sent = tokens.received().pop().expect("a token request");
@@ -224,7 +224,7 @@ async fn such_tokens_of_callers_can_be_exchanged() {
         assert_eq!((response.status, response.code()), (400, "subject_required"), "{row}: {}", response.text());
         assert!(response.json()["detail"].as_str().is_some_and(|text| text.contains("visible ASCII")), "{row}");
     }
-    assert_eq!((tokens.count(), upstream.received().len()), (before, shapes().len()));
+    assert_eq!((tokens.count(), upstream.received().len()), (before, formats().len()));
 }
 
 /// A script gets the JSON of a response beyond the limit of `response.text`, and a script that changes nothing loses
@@ -258,7 +258,7 @@ async fn a_script_passes_a_large_response_unchanged() {
         let response = raw::get_through(sidecar.proxy(), &format!("http://api.test/{number}"), "").await;
         assert_eq!(response.status, 200, "{number}: {}\n{}", response.text(), sidecar.log());
         let arrived: Vec<String> =
-            upstream.received().iter().map(|seen| seen.values("authorization").concat()).collect();
+            upstream.received().iter().map(|request| request.values("authorization").concat()).collect();
         assert!(arrived.last() == Some(&format!("Bearer {token}")), "{number}");
     }
 }

@@ -22,12 +22,12 @@ async fn a_person_connects_an_account_whose_token_is_refreshed_through_three_lif
     tab.fill("input[name=token]", "an-unknown-token-0123456789").await;
     assert_eq!(tab.click("button[type=submit]").await.status(), 401);
     sign_in(tab).await;
-    let page = tab.until("/connect/crm", "Connect an account?").await;
+    let page = tab.wait_until("/connect/crm", "Connect an account?").await;
     assert!(fixture.server.authorizations("p-short").await.is_empty(), "no person has confirmed: {}", page.text());
     tab.confirm().await;
-    tab.until(&fixture.server.issuer(), "Sign in").await;
-    fixture.agree(tab, "ann").await;
-    let page = tab.until("/connect/crm/result", "Connected").await;
+    tab.wait_until(&fixture.server.issuer(), "Sign in").await;
+    fixture.approve(tab, "ann").await;
+    let page = tab.wait_until("/connect/crm/result", "Connected").await;
     assert_eq!(page.status(), 200);
     assert!(!page.url().contains("code="), "{}", page.url());
     let passed = page.documents();
@@ -40,8 +40,8 @@ async fn a_person_connects_an_account_whose_token_is_refreshed_through_three_lif
     assert_eq!(text(&request["code_challenge"]).len(), 43, "256 bits: {request}");
     assert_eq!(request["redirect_uri"], format!("{}/oauth/callback", fixture.public()));
 
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(10) {
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(10) {
         assert_eq!(fixture.account("").await, "ann");
         sleep(Duration::from_millis(20)).await;
     }
@@ -85,13 +85,13 @@ async fn two_people_connect_their_own_accounts_in_their_own_browsers() {
 async fn a_one_time_link_needs_no_sign_in_and_the_api_shows_the_outcome() {
     let fixture = Fixture::op("p-web").await;
     let begin = async || {
-        let begun = fixture.call("POST", "/connections/crm/authorize", json!({})).await;
-        assert_eq!(begun.status, 201, "{}", begun.text());
-        begun.json()
+        let flow = fixture.call("POST", "/connections/crm/authorize", json!({})).await;
+        assert_eq!(flow.status, 201, "{}", flow.text());
+        flow.json()
     };
-    let status = async |begun: &Value| {
+    let status = async |flow: &Value| {
         let authorization =
-            fixture.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
+            fixture.call("GET", &format!("/authorizations/{}", text(&flow["id"])), json!({})).await.json();
         assert_eq!(
             (&authorization["connection"], &authorization["profile"]),
             (&json!("crm"), &json!("default")),

@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{param, text};
 use crate::rig::manager::{MANAGER, call};
-use crate::rig::pages::{self, onward};
+use crate::rig::pages::{self, redirect_target};
 use crate::rig::raw::{self, Conn, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 /// Delay of token responses, long enough for a test to act before they arrive.
 const SLOW: Duration = Duration::from_secs(2);
 
-/// A sidecar with the connection `crm` of http://api.test, whose authorization server answers token requests with `reply`.
+/// A sidecar with the connection `crm` of http://api.test, whose authorization server responds to token requests with `reply`.
 struct Stage {
     server: Scripted,
     upstream: Scripted,
@@ -52,33 +52,32 @@ impl Stage {
     }
 
     async fn begin(&self) -> Value {
-        let begun = self.call("POST", "/connections/crm/authorize", json!({})).await;
-        assert_eq!(begun.status, 201, "{}", begun.text());
-        begun.json()
+        let response = self.call("POST", "/connections/crm/authorize", json!({})).await;
+        assert_eq!(response.status, 201, "{}", response.text());
+        response.json()
     }
 
     /// Confirms the link of the flow; returns the callback URL without its code, and the browser's cookies.
-    async fn confirmed(&self, begun: &Value) -> (String, String) {
-        let link = text(&begun["authorization_url"]);
+    async fn confirmed(&self, flow: &Value) -> (String, String) {
+        let link = text(&flow["authorization_url"]);
         let (sent, cookies) = pages::confirm(self.sidecar.admin(), link, "").await;
         let base = link.split("/connect/").next().expect("a base");
-        (format!("{base}/oauth/callback?state={}", param(&onward(&sent), "state")), cookies)
+        (format!("{base}/oauth/callback?state={}", param(&redirect_target(&sent), "state")), cookies)
     }
 
     async fn visit(&self, url: &str, cookies: &str) -> RawResponse {
         pages::visit(self.sidecar.admin(), "GET", url, cookies, "").await
     }
 
-    async fn status(&self, begun: &Value) -> (String, String) {
-        let authorization =
-            self.call("GET", &format!("/authorizations/{}", text(&begun["id"])), json!({})).await.json();
+    async fn status(&self, flow: &Value) -> (String, String) {
+        let authorization = self.call("GET", &format!("/authorizations/{}", text(&flow["id"])), json!({})).await.json();
         (text(&authorization["status"]).to_owned(), text(&authorization["error"]).to_owned())
     }
 
-    async fn ended(&self, begun: &Value) -> String {
+    async fn wait_for_end(&self, flow: &Value) -> String {
         let end = Instant::now() + TIMEOUT;
         loop {
-            let (status, error) = self.status(begun).await;
+            let (status, error) = self.status(flow).await;
             if status != "pending" {
                 return if error.is_empty() { status } else { error };
             }
@@ -102,37 +101,37 @@ impl Stage {
 
 #[tokio::test]
 async fn an_exchange_completes_after_the_browser_disconnects() {
-    let stage = Stage::with_code(|_, _| granted("token", 600).late(SLOW)).await;
-    let begun = stage.begin().await;
-    let (callback, cookies) = stage.confirmed(&begun).await;
+    let stage = Stage::with_code(|_, _| granted("token", 600).delayed(SLOW)).await;
+    let flow = stage.begin().await;
+    let (callback, cookies) = stage.confirmed(&flow).await;
     let (_, path) = callback.split_once("/oauth/").expect("a path");
     let host = callback.split('/').nth(2).expect("a host");
     let mut browser = Conn::open(stage.sidecar.admin()).await;
     browser.write(format!("GET /oauth/{path}&code=x HTTP/1.1\r\nHost: {host}\r\n{cookies}\r\n").as_bytes()).await;
     stage.token_requests(1).await;
     drop(browser);
-    assert_eq!(stage.ended(&begun).await, "connected");
+    assert_eq!(stage.wait_for_end(&flow).await, "connected");
     assert_eq!((stage.served().await, stage.server.count()), (200, 1));
     let again = stage.visit(&format!("{callback}&code=y"), &cookies).await;
     assert_eq!((again.status, again.text().contains("already used")), (400, true), "{}", again.text());
-    assert_eq!((stage.ended(&begun).await.as_str(), stage.server.count()), ("connected", 1));
+    assert_eq!((stage.wait_for_end(&flow).await.as_str(), stage.server.count()), ("connected", 1));
 }
 
 #[tokio::test]
 async fn an_ended_flow_keeps_its_status() {
     let stage = Stage::with_code(|_, _| Reply::json(400, &json!({"error": "invalid_grant"}))).await;
     for (query, status, requests) in [("error=access_denied", "access_denied", 0), ("code=x", "invalid_grant", 1)] {
-        let begun = stage.begin().await;
-        let (callback, cookies) = stage.confirmed(&begun).await;
+        let flow = stage.begin().await;
+        let (callback, cookies) = stage.confirmed(&flow).await;
         stage.visit(&format!("{callback}&{query}"), &cookies).await;
-        assert_eq!(stage.ended(&begun).await, status);
+        assert_eq!(stage.wait_for_end(&flow).await, status);
         for later in ["code=y", "error=server_error", "error=access_denied"] {
             let response = stage.visit(&format!("{callback}&{later}"), &cookies).await;
             assert_eq!(response.status, 400, "{}", response.text());
-            assert_eq!((stage.ended(&begun).await.as_str(), stage.server.count()), (status, requests), "{later}");
+            assert_eq!((stage.wait_for_end(&flow).await.as_str(), stage.server.count()), (status, requests), "{later}");
         }
         let next = stage.begin().await;
-        assert_eq!(stage.ended(&begun).await, status, "a newer flow has begun");
+        assert_eq!(stage.wait_for_end(&flow).await, status, "a newer flow has begun");
         assert_eq!(stage.status(&next).await.0, "pending");
     }
 }
@@ -145,14 +144,14 @@ async fn a_declined_consent_is_one_audit_record() {
         ("error=access_denied&error_description=not+today", "access_denied"),
         ("error=temporarily_unavailable", "temporarily_unavailable"),
     ] {
-        let begun = stage.begin().await;
-        let (callback, cookies) = stage.confirmed(&begun).await;
+        let flow = stage.begin().await;
+        let (callback, cookies) = stage.confirmed(&flow).await;
         assert_eq!(stage.visit(&format!("{callback}&{query}"), &cookies).await.status, 400);
-        assert_eq!(stage.ended(&begun).await, code);
+        assert_eq!(stage.wait_for_end(&flow).await, code);
         // The second callback finds the flow ended and changes nothing.
         assert_eq!(stage.visit(&format!("{callback}&{query}"), &cookies).await.status, 400);
         let word = format!("\"code\":\"{code}\"");
-        let record: Value = serde_json::from_str(&stage.sidecar.logged(&word).await).expect("JSON");
+        let record: Value = serde_json::from_str(&stage.sidecar.wait_for_log(&word).await).expect("JSON");
         let fields = ["audit", "user", "connection", "profile", "method", "path"].map(|name| text(&record[name]));
         assert_eq!(fields, ["change", "ops", "crm", "default", "GET", "/oauth/callback"], "{record}");
         assert_eq!(record["status"], 400, "{record}");
@@ -166,11 +165,11 @@ async fn a_declined_consent_is_one_audit_record() {
 
 #[tokio::test]
 async fn a_new_flow_replaces_the_pending_one_of_its_token_unless_that_is_being_exchanged() {
-    let stage = Stage::with_code(|_, _| granted("token", 600).late(SLOW)).await;
+    let stage = Stage::with_code(|_, _| granted("token", 600).delayed(SLOW)).await;
     let first = stage.begin().await;
     let (old, old_cookies) = stage.confirmed(&first).await;
     let second = stage.begin().await;
-    assert_eq!(stage.ended(&first).await, "replaced");
+    assert_eq!(stage.wait_for_end(&first).await, "replaced");
     let response = stage.visit(&format!("{old}&code=x"), &old_cookies).await;
     assert_eq!((response.status, response.text().contains("newer link")), (400, true), "{}", response.text());
     assert_eq!(stage.server.count(), 0);
@@ -192,8 +191,8 @@ async fn a_new_flow_replaces_the_pending_one_of_its_token_unless_that_is_being_e
     };
     let (response, ()) = tokio::join!(exchange, during_exchange);
     assert_eq!(response.status, 303, "{}", response.text());
-    assert_eq!(stage.ended(&second).await, "connected");
-    assert_eq!((stage.ended(&first).await.as_str(), stage.served().await), ("replaced", 200));
+    assert_eq!(stage.wait_for_end(&second).await, "connected");
+    assert_eq!((stage.wait_for_end(&first).await.as_str(), stage.served().await), ("replaced", 200));
     assert_eq!(stage.status(&stage.begin().await).await.0, "pending", "a new flow can begin now");
 }
 
@@ -204,7 +203,7 @@ fn slow_device(request: &Received, before: usize, expires_in: u64) -> Reply {
     let body = String::from_utf8_lossy(&request.body);
     let code = body.split("device_code=code-").nth(1).and_then(|rest| rest.split('&').next());
     match code {
-        Some(code) => granted(&format!("token-{code}"), 600).late(SLOW * 2),
+        Some(code) => granted(&format!("token-{code}"), 600).delayed(SLOW * 2),
         None => Reply::json(
             200,
             &json!({"device_code": format!("code-{before}"), "user_code": "AB-12", "interval": 1, "expires_in": expires_in,
@@ -221,10 +220,10 @@ async fn the_token_of_a_device_flow_replaced_during_its_poll_is_dropped() {
     let first = stage.begin().await;
     stage.token_requests(2).await;
     let second = stage.begin().await;
-    assert_eq!(stage.ended(&first).await, "replaced");
-    stage.sidecar.logged(TOO_LATE).await;
-    assert_eq!(stage.ended(&second).await, "connected");
-    assert_eq!((stage.ended(&first).await.as_str(), stage.served().await), ("replaced", 200));
+    assert_eq!(stage.wait_for_end(&first).await, "replaced");
+    stage.sidecar.wait_for_log(TOO_LATE).await;
+    assert_eq!(stage.wait_for_end(&second).await, "connected");
+    assert_eq!((stage.wait_for_end(&first).await.as_str(), stage.served().await), ("replaced", 200));
     let received = stage.upstream.received();
     assert_eq!(received[0].values("authorization"), ["Bearer token-2"]);
 }
@@ -232,11 +231,11 @@ async fn the_token_of_a_device_flow_replaced_during_its_poll_is_dropped() {
 #[tokio::test]
 async fn a_device_flow_that_expires_during_its_poll_stays_expired() {
     let stage = Stage::start(DEVICE, |request, before| slow_device(request, before, 3)).await;
-    let begun = stage.begin().await;
-    assert_eq!(stage.ended(&begun).await, "expired");
+    let flow = stage.begin().await;
+    assert_eq!(stage.wait_for_end(&flow).await, "expired");
     assert!(stage.server.count() >= 2, "the server was polled");
-    stage.sidecar.logged(TOO_LATE).await;
-    assert_eq!((stage.ended(&begun).await.as_str(), stage.served().await), ("expired", 424));
+    stage.sidecar.wait_for_log(TOO_LATE).await;
+    assert_eq!((stage.wait_for_end(&flow).await.as_str(), stage.served().await), ("expired", 424));
 }
 
 #[tokio::test]
@@ -247,17 +246,17 @@ async fn a_new_device_flow_is_polled_after_an_earlier_one_has_ended() {
     })
     .await;
     let denied = stage.begin().await;
-    assert_eq!(stage.ended(&denied).await, "access_denied");
+    assert_eq!(stage.wait_for_end(&denied).await, "access_denied");
     let again = stage.begin().await;
-    assert_eq!(stage.ended(&again).await, "connected");
-    assert_eq!((stage.ended(&denied).await.as_str(), stage.served().await), ("access_denied", 200));
+    assert_eq!(stage.wait_for_end(&again).await, "connected");
+    assert_eq!((stage.wait_for_end(&denied).await.as_str(), stage.served().await), ("access_denied", 200));
 }
 
 /// More pending flows than a connection may have.
 const STARTS: usize = 1050;
 
 #[tokio::test]
-async fn a_connection_with_too_many_flows_drops_its_own_oldest_ones_and_no_other() {
+async fn a_connection_with_too_many_flows_evicts_only_its_own_oldest_ones() {
     for store in ["store: {memory: {}}\n", ""] {
         let endpoints = "authorization_url: \"https://as.test/a\", token_url: \"https://as.test/t\"";
         let sidecar = Sidecar::start(&format!(
@@ -294,7 +293,7 @@ async fn a_connection_with_too_many_flows_drops_its_own_oldest_ones_and_no_other
         assert_eq!(status(text(&before["id"])).await.json()["status"], "pending", "{store}");
         let shown = pages::visit(admin, "GET", text(&before["authorization_url"]), "", "").await;
         assert_eq!(shown.status, 200, "{}", shown.text());
-        let begun = call(admin, "POST", "/connections/crm/authorize", &json!({})).await;
-        assert_eq!(begun.status, 201, "{}", begun.text());
+        let flow = call(admin, "POST", "/connections/crm/authorize", &json!({})).await;
+        assert_eq!(flow.status, 201, "{}", flow.text());
     }
 }

@@ -1,4 +1,4 @@
-//! A failing Redis: stopped, emptied, slow, refusing, full, or with foreign values. Usable tokens are served, tokens
+//! A failing Redis: stopped, emptied, slow, refusing, full, or with values of other programs. Usable tokens are served, tokens
 //! that need no rotating refresh token are refreshed, and everything recovers without intervention.
 
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use crate::rig::fleet::{Fleet, SEAL_KEY, Traffic, config, dump, free_port, served, store, tls_of};
+use crate::rig::fleet::{Fleet, SEAL_KEY, Traffic, config, dump, free_port, store, tls_of, wait_until_served};
 use crate::rig::manager::{call, import_refresh_token};
 use crate::rig::peers::{AuthorizationServer, Peers, Upstream};
 use crate::rig::raw;
@@ -20,7 +20,7 @@ const CRM: &str = "keybearer:{crm}:token:default";
 const FAILED: &str = "keybearer_store_operations_total{operation=\"load\",outcome=\"failed\"}";
 
 /// Waits until Redis has a record under `key`.
-async fn until_stored(redis: &Redis, key: &str) {
+async fn wait_until_stored(redis: &Redis, key: &str) {
     let end = Instant::now() + Duration::from_secs(15);
     while redis.cli(&["TYPE", key]).await != "string" || redis.cli(&["STRLEN", key]).await.len() > 5 {
         assert!(Instant::now() < end, "{key} is never stored: {:?}", redis.cli(&["--scan"]).await);
@@ -33,7 +33,7 @@ async fn refresh(replica: &Sidecar) -> u16 {
 }
 
 /// Gives machine tokens a lifetime of 3 s.
-async fn short_machine(fleet: &Fleet) {
+async fn shorten_machine_tokens(fleet: &Fleet) {
     fleet.server.control(json!({ "lifetime": 3 })).await;
     for replica in &fleet.replicas {
         assert_eq!(call(replica.admin(), "POST", "/connections/machine/refresh", &json!({})).await.status / 100, 2);
@@ -41,19 +41,19 @@ async fn short_machine(fleet: &Fleet) {
 }
 
 #[tokio::test]
-async fn redis_stops_and_restarts_empty() {
+async fn requests_survive_a_redis_that_restarts_empty() {
     let mut fleet = Fleet::start(2, 60).await;
     fleet.connect().await;
-    short_machine(&fleet).await;
+    shorten_machine_tokens(&fleet).await;
     let traffic: Vec<_> =
         fleet.replicas.iter().flat_map(|replica| [API, MACHINE].map(|url| Traffic::through(replica, url))).collect();
     let before = fleet.server.token_requests("machine").await;
     fleet.redis.stop().await;
     // Machine tokens are refreshed without the store, each more than once.
-    fleet.token_requests_beyond("machine", before + 4).await;
+    fleet.wait_for_token_requests("machine", before + 4).await;
     let one = &fleet.replicas[0];
-    one.until_metric(FAILED, |count| count > 0.0).await;
-    one.logged("store unreachable; serving tokens from memory").await;
+    one.wait_for_metric(FAILED, |count| count > 0.0).await;
+    one.wait_for_log("store unreachable; serving tokens from memory").await;
     assert_eq!(refresh(one).await, 503, "a rotating refresh token is not spent");
     let shown = call(one.admin(), "GET", "/connections/crm/tokens", &json!({})).await.json();
     let last = &shown["items"][0]["last_attempt"];
@@ -61,15 +61,15 @@ async fn redis_stops_and_restarts_empty() {
     assert_eq!(fleet.count("rotations").await, 1);
 
     fleet.redis.start_again().await;
-    until_stored(&fleet.redis, CRM).await;
-    one.logged("store reachable again").await;
+    wait_until_stored(&fleet.redis, CRM).await;
+    one.wait_for_log("store reachable again").await;
     for (at, traffic) in traffic.into_iter().enumerate() {
         assert!(traffic.end(&fleet.replicas[at / 2]).await > 100);
     }
     // The record written back is valid: a third replica uses it and rotates it.
     fleet.server.control(json!({ "lifetime": 60 })).await;
     let third = Sidecar::start(&config(&fleet.server, &fleet.upstream, &store(fleet.redis.port))).await;
-    served(&third, Duration::from_secs(2)).await;
+    wait_until_served(&third, Duration::from_secs(2)).await;
     let end = Instant::now() + Duration::from_secs(15);
     while refresh(&third).await != 200 {
         assert!(Instant::now() < end, "{}", third.log());
@@ -79,29 +79,29 @@ async fn redis_stops_and_restarts_empty() {
     assert_eq!(fleet.count("rotations").await, 2);
 }
 
-/// During `trouble` no request fails and no refresh token is spent; after `remedy` both tokens are refreshed again. The
-/// log contains `logged`.
-async fn through(row: &str, trouble: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), logged: &str) {
+/// Asserts that during `outage` no request fails and no refresh token is spent, that both tokens are refreshed again
+/// after `remedy`, and that the log contains `logged`.
+async fn check_recovery(row: &str, outage: impl AsyncFn(&Fleet), remedy: impl AsyncFn(&Fleet), logged: &str) {
     // Both tokens are due after 8 s and usable for 15 s.
     let fleet = Fleet::start_with(1, 16, "usable_margin: 1s, ").await;
     let one = &fleet.replicas[0];
     fleet.connect().await;
     let traffic = [API, MACHINE].map(|url| Traffic::through(one, url));
-    trouble(&fleet).await;
+    outage(&fleet).await;
     let rotations = fleet.count("rotations").await;
     let machine = fleet.server.token_requests("machine").await;
-    fleet.token_requests_beyond("machine", machine).await;
-    one.logged("store_unavailable").await;
-    one.logged(logged).await;
+    fleet.wait_for_token_requests("machine", machine).await;
+    one.wait_for_log("store_unavailable").await;
+    one.wait_for_log(logged).await;
     assert_eq!(fleet.count("rotations").await, rotations, "{row}: a refresh token was spent without a lease");
     remedy(&fleet).await;
-    fleet.rotated().await;
+    fleet.wait_for_rotation().await;
     for traffic in traffic {
         assert!(traffic.end(one).await > 100, "{row}");
     }
     fleet.assert_no_token_spent_twice().await;
-    until_stored(&fleet.redis, CRM).await;
-    until_stored(&fleet.redis, "keybearer:{machine}:token:default").await;
+    wait_until_stored(&fleet.redis, CRM).await;
+    wait_until_stored(&fleet.redis, "keybearer:{machine}:token:default").await;
 }
 
 async fn redis(fleet: &Fleet, line: &str) {
@@ -109,34 +109,34 @@ async fn redis(fleet: &Fleet, line: &str) {
 }
 
 #[tokio::test]
-async fn redis_is_slow_by_five_seconds() {
+async fn requests_survive_a_redis_that_is_five_seconds_slow() {
     let slow = async |fleet: &Fleet| fleet.wires[0].slow(Duration::from_secs(5));
     let normal = async |fleet: &Fleet| fleet.wires[0].slow(Duration::ZERO);
-    through("slow", slow, normal, "timed out").await;
+    check_recovery("slow", slow, normal, "timed out").await;
 }
 
 #[tokio::test]
-async fn redis_does_not_reply() {
+async fn requests_survive_a_redis_that_does_not_reply() {
     let stopped = async |fleet: &Fleet| signal(fleet.redis.pid(), "STOP");
     let continued = async |fleet: &Fleet| signal(fleet.redis.pid(), "CONT");
-    through("stopped", stopped, continued, "the reply timed out").await;
+    check_recovery("stopped", stopped, continued, "the reply timed out").await;
 }
 
 #[tokio::test]
-async fn redis_starts_to_require_a_password() {
+async fn requests_survive_a_redis_that_starts_to_require_a_password() {
     let required = async |fleet: &Fleet| {
         redis(fleet, "CONFIG SET requirepass x").await;
         redis(fleet, "-a x CLIENT KILL TYPE normal").await;
     };
     let removed = async |fleet: &Fleet| redis(fleet, "-a x --no-auth-warning CONFIG SET requirepass __").await;
-    through("NOAUTH", required, removed, "NOAUTH").await;
+    check_recovery("NOAUTH", required, removed, "NOAUTH").await;
 }
 
 #[tokio::test]
-async fn redis_becomes_a_replica() {
+async fn requests_survive_a_redis_that_becomes_a_replica() {
     let replica = async |fleet: &Fleet| redis(fleet, "REPLICAOF 127.0.0.1 1").await;
     let primary = async |fleet: &Fleet| redis(fleet, "REPLICAOF NO ONE").await;
-    through("READONLY", replica, primary, "configure the primary's address").await;
+    check_recovery("READONLY", replica, primary, "configure the primary's address").await;
 }
 
 /// TL-14: Redis becomes unreachable while the server rotates; the new token is used, and saved once Redis is back.
@@ -148,7 +148,7 @@ async fn a_rotation_during_an_outage_of_redis_is_not_lost() {
     let traffic: Vec<_> = fleet.replicas.iter().map(|replica| Traffic::through(replica, API)).collect();
     // Longer than it takes to detect that the request is in flight.
     fleet.server.control(json!({ "delay_ms": 1000 })).await;
-    fleet.token_requests_beyond("person", fleet.server.token_requests("person").await).await;
+    fleet.wait_for_token_requests("person", fleet.server.token_requests("person").await).await;
     let end = Instant::now() + Duration::from_secs(15);
     let rotations = fleet.count("rotations").await;
     fleet.wires.iter().for_each(Wire::cut);
@@ -184,7 +184,7 @@ async fn a_new_grant_during_an_outage_of_redis_replaces_the_old_one() {
         fleet.server.control(json!({ "delay_ms": 1000 })).await;
         let before = fleet.server.token_requests("person").await;
         let (imported, ()) = tokio::join!(import_refresh_token(one, &token, None), async {
-            fleet.token_requests_beyond("person", before).await;
+            fleet.wait_for_token_requests("person", before).await;
             fleet.wires[0].cut();
         });
         assert_eq!(imported.status, 200, "{}\n{}", imported.text(), one.log());
@@ -219,8 +219,8 @@ async fn a_full_redis_still_stores_rotations() {
     let traffic = Traffic::through(&fleet.replicas[0], API);
     fleet.redis.cli(&["CONFIG", "SET", "maxmemory", "1"]).await;
     assert!(fleet.redis.cli(&["SET", "a", "b"]).await.contains("OOM"));
-    fleet.rotated().await;
-    fleet.rotated().await;
+    fleet.wait_for_rotation().await;
+    fleet.wait_for_rotation().await;
     assert!(traffic.end(&fleet.replicas[0]).await > 50);
     assert!(!fleet.replicas[0].log().contains("could not be saved"), "{}", fleet.replicas[0].log());
     fleet.assert_no_token_spent_twice().await;
@@ -228,7 +228,7 @@ async fn a_full_redis_still_stores_rotations() {
 
 /// ST-10.
 #[tokio::test]
-async fn foreign_values_are_neither_read_nor_kept() {
+async fn values_of_other_programs_are_neither_read_nor_kept() {
     let fleet = Fleet::start(1, 4).await;
     fleet.connect().await;
     let (one, redis) = (&fleet.replicas[0], &fleet.redis);
@@ -254,14 +254,14 @@ async fn foreign_values_are_neither_read_nor_kept() {
             redis.cli(command).await;
         }
         let memory = one.resident_kib();
-        fleet.rotated().await;
-        until_stored(redis, CRM).await;
+        fleet.wait_for_rotation().await;
+        wait_until_stored(redis, CRM).await;
         assert!(one.resident_kib() < memory + 32 * 1024, "{row}");
     }
     assert!(traffic.end(one).await > 100);
     fleet.assert_no_token_spent_twice().await;
     assert_eq!(redis.cli(&["ZCARD", "keybearer:{crm}:tokens"]).await, "1");
-    assert!(one.log().contains("is larger than any keybearer record"), "{}", one.log());
+    assert!(one.log().contains("is larger than any Keybearer record"), "{}", one.log());
 }
 
 #[tokio::test]
@@ -281,30 +281,30 @@ async fn wrong_credentials_and_names_are_reported_and_fixed_by_a_reload() {
     };
     let files = [("password", "wrong\n")];
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("keybearer:")), &files).await;
-    sidecar.logged("Password authentication failed").await;
+    sidecar.wait_for_log("Password authentication failed").await;
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
-    sidecar.logged("not ready: store unreachable").await;
+    sidecar.wait_for_log("not ready: store unreachable").await;
     let ready = async || raw::get(sidecar.admin(), "/readyz?verbose").await;
     let before = ready().await;
     assert!(before.status == 503 && before.text().contains("store"), "{}", before.text());
     assert!(!sidecar.log().contains("wrong\""));
     std::fs::write(sidecar.dir.path().join("password"), "right\n").expect("a file");
-    sidecar.logged("store reachable again").await;
-    sidecar.until_ready().await;
+    sidecar.wait_for_log("store reachable again").await;
+    sidecar.wait_until_ready().await;
     assert!(!sidecar.log().contains("what needs a restart"), "{}", sidecar.log());
-    until_stored(&redis, "keybearer:{machine}:token:default").await;
+    wait_until_stored(&redis, "keybearer:{machine}:token:default").await;
 
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("other:")), &[("password", "right\n")]).await;
-    sidecar.logged("grant the user `~other:* &other:*").await;
+    sidecar.wait_for_log("grant the user `~other:* &other:*").await;
     let (certificate, key) = Peers::certs().leaf("wrong");
     let [certificate, key] = [certificate, key].map(|path| path.display().to_string());
     redis.cli(&["CONFIG", "SET", "tls-cert-file", &certificate, "tls-key-file", &key]).await;
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &of("keybearer:")), &[("password", "right\n")]).await;
-    sidecar.logged("certificate not valid for name").await;
+    sidecar.wait_for_log("certificate not valid for name").await;
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     let cluster = Redis::start_with(&["--cluster-enabled", "yes"]).await;
     let sidecar = Sidecar::spawn(&config(&server, &upstream, &store(cluster.port)), &[]).await;
-    sidecar.logged("set `cluster: true` in store.redis").await;
+    sidecar.wait_for_log("set `cluster: true` in store.redis").await;
 }
 
 /// With a seal key that the other replicas lack, a replica reads and writes nothing.
@@ -315,10 +315,10 @@ async fn a_seal_key_that_other_replicas_lack_is_reported_and_overwrites_nothing(
     let before = dump(&fleet.redis).await;
     let odd = store(fleet.redis.port).replace(SEAL_KEY, "AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=");
     let sidecar = Sidecar::spawn(&config(&fleet.server, &fleet.upstream, &odd), &[]).await;
-    sidecar.logged("add that key behind the first").await;
+    sidecar.wait_for_log("add that key after the first").await;
     assert_eq!(raw::get_through(sidecar.proxy(), MACHINE, "").await.status, 200, "{}", sidecar.log());
     assert_eq!(raw::get_through(sidecar.proxy(), API, "").await.status, 503, "{}", sidecar.log());
-    sidecar.logged("not ready: store unreachable").await;
+    sidecar.wait_for_log("not ready: store unreachable").await;
     assert_eq!(import_refresh_token(&fleet.replicas[0], "none", None).await.status, 422);
     for (key, text) in &before {
         let now = dump(&fleet.redis).await.into_iter().find(|(name, _)| name == key);
@@ -337,7 +337,7 @@ async fn clock_skew_is_logged() {
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
     ];
     let sidecar = Sidecar::start_in(&config(&server, &upstream, &store(redis.port)), &environment).await;
-    sidecar.logged("clock skew between this machine and Redis").await;
+    sidecar.wait_for_log("clock skew between this machine and Redis").await;
 }
 
 struct Sentinel {
@@ -354,7 +354,7 @@ impl Sentinel {
         std::fs::write(&file, text).expect("a file");
         let mut sentinel = tokio::process::Command::new("redis-server");
         sentinel.arg(&file).arg("--sentinel").stdout(std::process::Stdio::null()).kill_on_drop(true);
-        Sentinel { _child: sentinel.spawn().expect("it starts"), _dir: dir }
+        Sentinel { _child: sentinel.spawn().expect("the sentinel starts"), _dir: dir }
     }
 }
 
@@ -388,11 +388,11 @@ async fn sentinels_are_queried_over_tls_and_with_a_password_if_required() {
         let sidecar = Sidecar::spawn(&config(&server, &upstream, &store), &files).await;
         match logged {
             None => {
-                sidecar.until_ready().await;
+                sidecar.wait_until_ready().await;
                 let arguments = ["-a", "sesame-7", "--no-auth-warning"];
                 assert_eq!(redis.cli(&[&arguments[..], &["DEL", "keybearer:mark"]].concat()).await, "1", "{auth}");
             }
-            Some(text) => drop(sidecar.logged(text).await),
+            Some(text) => drop(sidecar.wait_for_log(text).await),
         }
         assert!(!sidecar.log().contains("sesame-7"), "{}", sidecar.log());
     }
@@ -408,7 +408,7 @@ async fn sentinels_report_the_primary() {
     let _sentinel = Sentinel::start(&format!("port {port}\nsentinel monitor main 127.0.0.1 {} 1\n", primary.port));
     let query = async |command: &[&str]| {
         let mut cli = tokio::process::Command::new("redis-cli");
-        let output = cli.args(["-p", &port.to_string()]).args(command).output().await.expect("redis-cli runs");
+        let output = cli.args(["-p", &port.to_string()]).args(command).output().await.expect("redis-cli is installed");
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
     let end = Instant::now() + Duration::from_secs(15);
@@ -421,7 +421,7 @@ async fn sentinels_report_the_primary() {
     let sidecar = Sidecar::start(&config(&server, &upstream, &store)).await;
     let token = server.refresh_token("ann").await;
     assert_eq!(import_refresh_token(&sidecar, &token, None).await.status, 200, "{}", sidecar.log());
-    until_stored(&primary, CRM).await;
+    wait_until_stored(&primary, CRM).await;
     let traffic = Traffic::through(&sidecar, API);
     assert_eq!(query(&["SENTINEL", "FAILOVER", "main"]).await.trim(), "OK");
     let end = Instant::now() + Duration::from_secs(15);
@@ -435,7 +435,7 @@ async fn sentinels_report_the_primary() {
         sleep(Duration::from_millis(100)).await;
     }
     assert!(traffic.end(&sidecar).await > 50);
-    until_stored(&replica, CRM).await;
+    wait_until_stored(&replica, CRM).await;
     let stats = server.stats().await;
     assert_eq!((&stats["refused"], &stats["rotations"]), (&json!(0), &stats["token_requests"]["person"]), "{stats}");
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{OPERATOR, connection, get, link, person, web};
+use super::{OPERATOR, act_as_person, connection, get, link, web};
 use crate::rig::manager::call;
 use crate::rig::pages;
 use crate::rig::peers::{AuthorizationServer, Upstream};
@@ -15,9 +15,9 @@ async fn a_pending_flow_survives_a_restart() {
     let server = AuthorizationServer::op(json!({})).await;
     let upstream = Upstream::start(&server).await;
     let sidecar = Sidecar::start(&connection(&server, &upstream, "", "p-web", &web(&server))).await;
-    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
-    let begun = begun["authorization_url"].as_str().expect("a link").to_owned();
-    let back = person(&begun, "ann", &["--stop-before-callback"]).await;
+    let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
+    let link = flow["authorization_url"].as_str().expect("a link");
+    let back = act_as_person(link, "ann", &["--stop-before-callback"]).await;
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
     let callback = back["callback"].as_str().expect("a callback");
@@ -25,8 +25,13 @@ async fn a_pending_flow_survives_a_restart() {
     let path = format!("/oauth/callback?{query}");
     let (admin, cookies) = (sidecar.admin(), back["cookies"].as_str().expect("cookies"));
     let request = |cookie: &str| format!("GET {path} HTTP/1.1\r\nHost: {admin}\r\n{cookie}Connection: close\r\n\r\n");
-    let stranger = raw::send(admin, request("").as_bytes()).await;
-    assert_eq!((stranger.status, stranger.text().contains("Another browser")), (400, true), "{}", stranger.text());
+    let other_browser = raw::send(admin, request("").as_bytes()).await;
+    assert_eq!(
+        (other_browser.status, other_browser.text().contains("Another browser")),
+        (400, true),
+        "{}",
+        other_browser.text()
+    );
     let response = raw::send(admin, request(&format!("Cookie: {cookies}\r\n")).as_bytes()).await;
     assert_eq!(response.status, 303, "{}\n{}", response.text(), sidecar.log());
     assert!(!response.header("location").expect("a location").contains("code"), "{response:?}");
@@ -44,9 +49,9 @@ async fn a_link_and_its_flow_expire_after_ten_minutes() {
     let keys = format!("{}tokens: per_subject, ", web(&server));
     let sidecar = Sidecar::start_in(&connection(&server, &upstream, "", "p-web", &keys), &clock.environment()).await;
     let sealed = link(&get(&sidecar, "Keybearer-Subject: ann\r\n").await);
-    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({ "subject": "ann" })).await.json();
-    let opened = begun["authorization_url"].as_str().expect("a link");
-    let back = person(opened, "ann", &["--stop-before-callback"]).await;
+    let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({ "subject": "ann" })).await.json();
+    let opened = flow["authorization_url"].as_str().expect("a link");
+    let back = act_as_person(opened, "ann", &["--stop-before-callback"]).await;
     let own = format!("{}?subject=ann", sealed.split('?').next().expect("a link"));
     let session = pages::visit(sidecar.admin(), "POST", &own, &pages::origin(&own), &format!("token={OPERATOR}")).await;
     let session = pages::cookie(&session);
@@ -70,7 +75,7 @@ async fn a_link_and_its_flow_expire_after_ten_minutes() {
     let late = pages::visit(sidecar.admin(), "POST", &own, &format!("{lines}{}", pages::origin(&own)), &body).await;
     assert_eq!((late.status, late.text().contains("confirm again")), (403, true), "{}", late.text());
     for link in [sealed.as_str(), opened] {
-        let page = person(link, "ann", &[]).await;
+        let page = act_as_person(link, "ann", &[]).await;
         assert_eq!(page["status"], 400, "{page}");
         assert!(page["text"].as_str().expect("a text").contains("has expired"), "{page}");
     }
@@ -80,7 +85,7 @@ async fn a_link_and_its_flow_expire_after_ten_minutes() {
         format!("GET /oauth/{path} HTTP/1.1\r\nHost: {admin}\r\nCookie: {cookies}\r\nConnection: close\r\n\r\n");
     let late = raw::send(admin, request.as_bytes()).await;
     assert_eq!((late.status, late.text().contains("has expired")), (400, true), "{}", late.text());
-    let path = format!("/authorizations/{}", begun["id"].as_str().expect("an id"));
+    let path = format!("/authorizations/{}", flow["id"].as_str().expect("an id"));
     assert_eq!(call(admin, "GET", &path, &Value::Null).await.json()["status"], "expired");
     assert_eq!(server.token_requests_by_grant("p-web", "authorization_code").await, 0);
 }
@@ -91,9 +96,10 @@ async fn a_code_is_refused_after_the_connection_has_changed() {
     let upstream = Upstream::start(&server).await;
     let config = connection(&server, &upstream, "", "p-web", &web(&server));
     let sidecar = Sidecar::start(&config).await;
-    let begun = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
-    let back = person(begun["authorization_url"].as_str().expect("a link"), "ann", &["--stop-before-callback"]).await;
-    let text = std::fs::read_to_string(sidecar.dir.path().join("keybearer.yaml")).expect("the configuration");
+    let flow = call(sidecar.admin(), "POST", "/connections/crm/authorize", &json!({})).await.json();
+    let back =
+        act_as_person(flow["authorization_url"].as_str().expect("a link"), "ann", &["--stop-before-callback"]).await;
+    let text = std::fs::read_to_string(sidecar.dir.path().join("keybearer.yaml")).expect("a readable file");
     std::fs::write(sidecar.dir.path().join("keybearer.yaml"), text.replace("api.read]", "api.write]")).expect("a file");
     let reloaded = call(sidecar.admin(), "POST", "/reload", &json!({})).await;
     assert_eq!(reloaded.status, 200, "{}", reloaded.text());

@@ -3,7 +3,7 @@
 use super::*;
 use crate::store::transfer::{Tally, TransferError, export, import, reseal};
 
-fn quiet(_: u64, _: u64) {}
+fn no_progress(_: u64, _: u64) {}
 
 /// A store with 600 subjects and a secret, sealed under key 1.
 async fn filled() -> (TempDir, PathBuf, EmbeddedStore) {
@@ -33,32 +33,32 @@ async fn an_export_is_imported_under_another_first_key() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no temporary file is left");
     let other = dir.path().join("other.redb");
     let unopened = open_at(&other, ring(3, &[])).unwrap();
-    assert!(matches!(import(&unopened, &file, false, &mut quiet), Err(TransferError::WrongKey { .. })));
+    assert!(matches!(import(&unopened, &file, false, &mut no_progress), Err(TransferError::WrongKey { .. })));
     assert!(unopened.secret_names().await.unwrap().is_empty());
     drop(unopened);
     std::fs::remove_file(&other).unwrap();
     let imported = open_at(&other, ring(2, &[1])).unwrap();
     let all = Tally { written: 601, ..Tally::default() };
-    assert_eq!(import(&imported, &file, false, &mut quiet).unwrap(), all);
-    assert_eq!(import(&imported, &file, false, &mut quiet).unwrap(), Tally { kept: 601, ..Tally::default() });
+    assert_eq!(import(&imported, &file, false, &mut no_progress).unwrap(), all);
+    assert_eq!(import(&imported, &file, false, &mut no_progress).unwrap(), Tally { kept: 601, ..Tally::default() });
     drop(imported);
     assert_holds_all(&open_at(&other, ring(2, &[])).unwrap()).await;
 }
 
 #[tokio::test]
-async fn a_newer_record_stays_unless_overwritten_on_request() {
+async fn an_import_keeps_a_newer_record_unless_overwrite_is_set() {
     let (dir, _path, store) = filled().await;
     let (early, late) = (dir.path().join("early"), dir.path().join("late"));
-    export(&store, &early, &mut quiet).unwrap();
+    export(&store, &early, &mut no_progress).unwrap();
     save(&store, &key("crm", "7"), token("later")).await.unwrap();
-    export(&store, &late, &mut quiet).unwrap();
+    export(&store, &late, &mut no_progress).unwrap();
     let held = async |store: &EmbeddedStore| store.load(&key("crm", "7")).await.unwrap().unwrap().access_token;
     let later = token("later").access_token;
-    assert_eq!(import(&store, &early, false, &mut quiet).unwrap().written, 0);
+    assert_eq!(import(&store, &early, false, &mut no_progress).unwrap().written, 0);
     assert_eq!(held(&store).await, later);
-    assert_eq!(import(&store, &early, true, &mut quiet).unwrap().written, 601);
+    assert_eq!(import(&store, &early, true, &mut no_progress).unwrap().written, 601);
     assert_eq!(held(&store).await, token("7").access_token);
-    assert_eq!(import(&store, &late, false, &mut quiet).unwrap(), Tally { written: 1, kept: 600, unopened: 0 });
+    assert_eq!(import(&store, &late, false, &mut no_progress).unwrap(), Tally { written: 1, kept: 600, unopened: 0 });
     assert_eq!(held(&store).await, later);
 }
 
@@ -66,7 +66,7 @@ async fn a_newer_record_stays_unless_overwritten_on_request() {
 async fn an_incomplete_export_is_refused_before_anything_is_written() {
     let (dir, _path, store) = filled().await;
     let (file, bad) = (dir.path().join("export"), dir.path().join("bad"));
-    export(&store, &file, &mut quiet).unwrap();
+    export(&store, &file, &mut no_progress).unwrap();
     let text = std::fs::read_to_string(&file).unwrap();
     let lines: Vec<_> = text.lines().collect();
     let empty = open_at(&dir.path().join("other.redb"), ring(1, &[])).unwrap();
@@ -77,19 +77,19 @@ async fn an_incomplete_export_is_refused_before_anything_is_written() {
         ("one record left out", without(5, 6)),
         ("no header", without(0, 1)),
         ("empty", String::new()),
-        ("no JSON", "nothing\n".to_owned()),
+        ("not JSON", "nothing\n".to_owned()),
         ("newer", text.replacen("\"keybearer_store\":1", "\"keybearer_store\":2", 1)),
         ("an unknown table", text.replacen("\"tokens\"", "\"meta\"", 1)),
     ] {
         std::fs::write(&bad, text).unwrap();
-        assert!(import(&empty, &bad, true, &mut quiet).is_err(), "{what}");
+        assert!(import(&empty, &bad, true, &mut no_progress).is_err(), "{what}");
         assert!(empty.list(&name("crm"), None, 1).await.unwrap().is_empty(), "{what}");
     }
     // A record moved to another name does not open.
     let moved =
         text.replacen(lines[2].split("\"record\"").nth(1).unwrap(), lines[3].split("\"record\"").nth(1).unwrap(), 1);
     std::fs::write(&bad, moved).unwrap();
-    let Err(TransferError::Unopened(done)) = import(&empty, &bad, false, &mut quiet) else {
+    let Err(TransferError::Unopened(done)) = import(&empty, &bad, false, &mut no_progress) else {
         panic!("the import succeeded")
     };
     assert_eq!(done, Tally { written: 600, kept: 0, unopened: 1 });
@@ -113,7 +113,7 @@ async fn after_a_reseal_the_old_key_is_not_needed() {
 #[tokio::test]
 async fn no_file_shows_a_secret() {
     let (dir, _path, store) = filled().await;
-    export(&store, &dir.path().join("state/export"), &mut quiet).unwrap();
+    export(&store, &dir.path().join("state/export"), &mut no_progress).unwrap();
     // Control: the same search finds a canary in plaintext.
     std::fs::write(dir.path().join("state/control"), b"\0\x01access-7\xff").unwrap();
     let mut found = Vec::new();

@@ -1,7 +1,7 @@
 //! Change notifications between replicas (pub/sub), and reconnecting after an outage.
 //!
-//! Invariants: a notification names only the record, or the definitions, and the replica that changed it; after each interruption any record
-//! may have changed ([`News::Missed`]).
+//! Invariants: a notification names only the record, or the definitions, and the replica that changed it; after each
+//! interruption anything may have changed ([`Notification::Missed`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::backend::Backend;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
-use crate::store::{News, StoreError};
+use crate::store::{Notification, StoreError};
 
 /// Notifications queued for a slow receiver.
 pub const QUEUE_MAX: usize = 4096;
@@ -28,7 +28,7 @@ const DEFINITIONS: &str = "*definitions";
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(3);
 
 impl Backend {
-    /// Warns of clock skew: a stored token ages by the clock of the replica that obtained it.
+    /// Warns of clock skew: the expiry of a stored token depends on the clock of the replica that acquired it.
     async fn compare_clocks(&self) {
         let Ok((seconds, micros)) = self.link.query::<(u64, u64)>(&redis::cmd("TIME")).await else { return };
         let (its, ours) = (WallTime::from_secs(seconds) + Duration::from_micros(micros), self.codec.wall());
@@ -42,22 +42,22 @@ impl Backend {
     }
 
     /// What another replica has changed; `None`: our own notification, or a malformed one.
-    fn parse_news(&self, message: &[u8]) -> Option<News> {
+    fn parse_notification(&self, message: &[u8]) -> Option<Notification> {
         let (instance, changed) = std::str::from_utf8(message).ok()?.split_once(' ')?;
-        let news = match changed {
-            DEFINITIONS => Some(News::Definitions),
-            key => TokenKey::parse(key).map(News::Changed),
+        let notification = match changed {
+            DEFINITIONS => Some(Notification::Definitions),
+            key => TokenKey::parse(key).map(Notification::Changed),
         };
-        news.filter(|_| instance != self.instance)
+        notification.filter(|_| instance != self.instance)
     }
 
     /// The notification of changed definitions sent to other replicas.
-    pub fn news_of_definitions(&self) -> String {
+    pub fn definitions_notification(&self) -> String {
         format!("{} {DEFINITIONS}", self.instance)
     }
 }
 
-/// Reconnects after outages, even while there are no calls.
+/// Reconnects after outages, even if no call needs the connection.
 pub async fn reconnect(backend: Arc<Backend>) {
     loop {
         tokio::time::sleep(RETRY_INTERVAL).await;
@@ -65,7 +65,7 @@ pub async fn reconnect(backend: Arc<Backend>) {
     }
 }
 
-/// Forwards notifications to [`crate::store::SharedStore::news`].
+/// Forwards notifications to [`crate::store::SharedStore::subscribe`].
 pub async fn follow(backend: Arc<Backend>) {
     loop {
         if let Err(error) = listen(&backend).await {
@@ -78,23 +78,26 @@ pub async fn follow(backend: Arc<Backend>) {
 async fn listen(backend: &Backend) -> Result<(), StoreError> {
     let failed = |error| backend.link.unavailable(&error);
     let late = || StoreError::Unavailable("Redis: the reply timed out".to_owned());
-    let send = |news| {
+    let send = |notification| {
         // There may be no receiver.
-        let _ = backend.news.send(news);
+        let _ = backend.notifications.send(notification);
     };
     let (info, stream) = backend.link.dial().await?;
     let mut pubsub = timeout(REPLY_TIMEOUT, PubSub::new(&info, stream)).await.map_err(|_| late())?.map_err(failed)?;
-    timeout(REPLY_TIMEOUT, pubsub.subscribe(backend.names.news())).await.map_err(|_| late())?.map_err(failed)?;
+    timeout(REPLY_TIMEOUT, pubsub.subscribe(backend.names.notifications()))
+        .await
+        .map_err(|_| late())?
+        .map_err(failed)?;
     let (mut sink, mut messages) = pubsub.split();
     backend.compare_clocks().await;
     backend.restore_secrets().await?;
     backend.restore_definitions().await?;
-    send(News::Missed);
+    send(Notification::Missed);
     loop {
         match timeout(PING_INTERVAL, messages.next()).await {
             Ok(Some(message)) => {
-                if let Some(news) = backend.parse_news(message.get_payload_bytes()) {
-                    send(news);
+                if let Some(notification) = backend.parse_notification(message.get_payload_bytes()) {
+                    send(notification);
                 }
             }
             Ok(None) => return Ok(()),
