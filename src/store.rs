@@ -1,4 +1,4 @@
-//! Persistent storage of tokens, secrets and notes, private to a process or shared by replicas.
+//! Persistent storage of tokens, secrets, notes and definitions, private to a process or shared by replicas.
 //!
 //! A refresh calls a store in this order: `lease`, `load` again (another holder may have refreshed the token),
 //! `Lease::renew`, the token request, `save`, publish the token, `Lease::release`.
@@ -6,7 +6,8 @@
 //! To add a store, implement for one type:
 //! - [`TokenStore`]: records of tokens, and the leases under which they are written. A store that one process uses at a
 //!   time uses the leases of `lease::ProcessLeases`; a shared one implements [`Lease`] itself.
-//! - [`SecretStore`] and [`NoteStore`]. The three together are a [`Store`].
+//! - [`SecretStore`], [`NoteStore`] and [`DefinitionStore`]. The four together are a [`Store`]. A store that keeps no
+//!   definitions implements `definitions::KeepsNoDefinitions`.
 //! - [`SharedStore`], if several processes use it at once; [`TokenStore::shared`] returns it.
 //! - `transfer::Records`, for `keybearer store export`, `import` and `reseal`, if it persists records.
 //!
@@ -21,6 +22,7 @@ mod codec;
 #[cfg(test)]
 mod conformance;
 mod counted;
+mod definitions;
 mod embedded;
 mod error;
 mod keys;
@@ -46,6 +48,7 @@ use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
+pub use definitions::{Catalog, CatalogChange, DefinitionStore, KeepsNoDefinitions, Revision, StoredText};
 pub use embedded::EmbeddedStore;
 pub use error::{OpenError, StoreError};
 pub use keys::sealer;
@@ -59,8 +62,8 @@ pub use stored::{Refresh, RefreshLife, StoredToken};
 pub type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
 /// A complete store.
-pub trait Store: TokenStore + SecretStore + NoteStore {}
-impl<T: TokenStore + SecretStore + NoteStore> Store for T {}
+pub trait Store: TokenStore + SecretStore + NoteStore + DefinitionStore {}
+impl<T: TokenStore + SecretStore + NoteStore + DefinitionStore> Store for T {}
 
 /// Records of tokens, and the leases under which they are written.
 pub trait TokenStore: Send + Sync {
@@ -153,7 +156,9 @@ pub trait SharedStore: Send + Sync {
 pub enum Notification {
     /// Another process has changed the record of this key.
     Changed(TokenKey),
-    /// Notifications may have been lost; any record may have changed.
+    /// Another process has changed the definitions, or their store has lost some: read the catalog again.
+    Definitions,
+    /// Notifications may have been lost; any record, or the catalog, may have changed.
     Missed,
 }
 

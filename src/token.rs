@@ -316,6 +316,8 @@ impl TokenCache {
         loop {
             match notifications.recv().await {
                 Ok(Notification::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.record_store_change()),
+                // A reload applies them.
+                Ok(Notification::Definitions) => {}
                 Ok(Notification::Missed) | Err(RecvError::Lagged(_)) => {
                     self.list().iter().for_each(|slot| slot.record_store_change())
                 }

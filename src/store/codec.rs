@@ -1,4 +1,4 @@
-//! Seals and opens tokens, secrets and notes for any store, with its keys and clock.
+//! Seals and opens tokens, secrets, notes and definitions for any store, with its keys and clock.
 //!
 //! Not here: the bytes of a token's record (`record`), the cipher (`seal`).
 //! Invariant: a record is sealed for the same table and name in every store, so that it can move between them.
@@ -6,8 +6,9 @@
 use std::sync::Arc;
 
 use super::record::{self, Boot};
-use super::seal::{Keyring, SealedIn, UnsealError};
-use super::{Note, StoreError, StoredToken};
+use super::seal::{Header, Keyring, SealedIn, UnsealError};
+use super::transfer::{OpenedRecord, Table};
+use super::{Catalog, Note, StoreError, StoredToken, definitions};
 use crate::clock::Clock;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
@@ -72,6 +73,40 @@ impl RecordCodec {
         self.seal(SealedIn { table: NOTES, name: name.as_bytes() }, version, text.expose().as_bytes())
     }
 
+    /// `None`: there never was a catalog.
+    pub fn catalog(&self, sealed: Option<&[u8]>) -> Result<Catalog, StoreError> {
+        let Some(sealed) = sealed else { return Ok(Catalog::default()) };
+        let damaged = |why| StoreError::Damaged { record: definitions::CATALOG.to_owned(), why };
+        let sealed_in = Table::Catalog.sealed_in(definitions::CATALOG.as_bytes());
+        let (generation, text) = self.keyring.open(sealed_in, sealed).map_err(|error| damaged(error.why()))?;
+        definitions::decode(generation, &text).ok_or_else(|| damaged(UnsealError::Changed.why()))
+    }
+
+    pub fn seal_catalog(&self, catalog: &Catalog) -> Result<Vec<u8>, StoreError> {
+        let sealed_in = Table::Catalog.sealed_in(definitions::CATALOG.as_bytes());
+        self.seal(sealed_in, catalog.generation, &definitions::encode(catalog))
+    }
+
+    /// The text of the definition whose record is called `name`.
+    pub fn definition(&self, name: &str, sealed: &[u8]) -> Result<Secret, StoreError> {
+        let record = || definition_record(name);
+        Ok(self.text(Table::Definitions.sealed_in(name.as_bytes()), record, sealed)?.1)
+    }
+
+    pub fn seal_record(&self, record: &OpenedRecord) -> Result<Vec<u8>, StoreError> {
+        self.seal(record.table.sealed_in(&record.name), record.version, &record.text)
+    }
+
+    /// The record sealed under the first key; `None`: it is already, or it does not open.
+    pub fn resealed(&self, table: Table, name: &[u8], sealed: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        let sealed_in = table.sealed_in(name);
+        if Header::parse(sealed).is_some_and(|header| header.key == self.keyring.sealing()) {
+            return Ok(None);
+        }
+        let Ok((version, text)) = self.keyring.open(sealed_in, sealed) else { return Ok(None) };
+        self.seal(sealed_in, version, &text).map(Some)
+    }
+
     fn seal(&self, sealed_in: SealedIn<'_>, version: u64, text: &[u8]) -> Result<Vec<u8>, StoreError> {
         self.keyring.seal(sealed_in, version, text).map_err(|error| StoreError::Unavailable(error.to_string()))
     }
@@ -92,6 +127,11 @@ impl RecordCodec {
 /// Names a secret's record in errors and logs.
 pub fn secret_record(name: &str) -> String {
     format!("secret {name}")
+}
+
+/// Names a definition's record in errors and logs.
+pub fn definition_record(name: &str) -> String {
+    format!("definition {name}")
 }
 
 /// # Errors

@@ -4,6 +4,8 @@
 //! with two handles on the same store, like two replicas.
 //! Not here: tests of a single store (next to the store), fleets of replicas (`tests/it/fleet`).
 
+pub mod crash;
+mod definitions;
 mod shared;
 
 use std::sync::Arc;
@@ -15,24 +17,26 @@ use super::*;
 use crate::clock::Clock;
 use crate::model::connection::Connection;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
+pub use definitions::{change, definitions, in_force, many_definitions, name, put};
 pub use shared::shared_store;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// How the store treats secrets.
+/// How the store treats secrets and definitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Secrets {
+pub enum SecretsAndDefinitions {
     Kept,
     Refused,
 }
 
 /// Runs against any empty store.
-pub async fn every_store(store: &dyn Store, kept: Secrets) {
+pub async fn every_store(store: &dyn Store, kept: SecretsAndDefinitions) {
     a_save_replaces_the_record_with_a_newer_version(store).await;
     a_lease_has_one_holder_at_a_time(store).await;
     a_list_has_pages_of_one_connection(store).await;
     a_forgotten_record_is_gone(store).await;
     secrets_are_put_listed_and_removed(store, kept).await;
+    definitions(store, kept).await;
     only_one_of_two_writers_replaces_a_note(store).await;
     an_expired_note_is_gone(store).await;
     a_full_namespace_evicts_its_note_that_expires_first(store).await;
@@ -129,10 +133,10 @@ async fn a_forgotten_record_is_gone(store: &dyn Store) {
     assert_eq!(saved(store, &key).await.as_deref(), Some("again"));
 }
 
-async fn secrets_are_put_listed_and_removed(store: &dyn Store, kept: Secrets) {
+async fn secrets_are_put_listed_and_removed(store: &dyn Store, kept: SecretsAndDefinitions) {
     assert_eq!(store.secret("b/secret").await, Ok(None));
     let put = store.put_secret("b/secret", Secret::new("s3cr3t")).await;
-    if kept == Secrets::Refused {
+    if kept == SecretsAndDefinitions::Refused {
         assert!(matches!(put, Err(StoreError::Unsupported(_))), "{put:?}");
         assert_eq!(store.secret_names().await, Ok(Vec::new()));
         assert_eq!(store.remove_secret("b/secret").await, Ok(false));

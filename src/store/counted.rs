@@ -11,8 +11,8 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::{
-    Lease, Note, NoteStore, Notification, Page, SecretStore, SharedStore, Store, StoreError, StoreFuture, StoredToken,
-    TokenStore,
+    Catalog, CatalogChange, DefinitionStore, Lease, Note, NoteStore, Notification, Page, Revision, SecretStore,
+    SharedStore, Store, StoreError, StoreFuture, StoredText, StoredToken, TokenStore,
 };
 use crate::model::Name;
 use crate::model::secret::Secret;
@@ -48,6 +48,7 @@ pub struct Counted {
     list: Operation,
     secret: Operation,
     note: Operation,
+    definition: Operation,
     shared: Option<Arc<CountedShared>>,
 }
 
@@ -71,6 +72,7 @@ impl Counted {
             list: operation("list"),
             secret: operation("secret"),
             note: operation("note"),
+            definition: operation("definition"),
         }
     }
 }
@@ -139,6 +141,20 @@ impl NoteStore for Counted {
     }
 }
 
+impl DefinitionStore for Counted {
+    fn catalog(&self) -> StoreFuture<'_, Catalog> {
+        Box::pin(self.definition.count(self.store.catalog()))
+    }
+
+    fn definitions<'a>(&'a self, revisions: &'a [(Name, Revision)]) -> StoreFuture<'a, Vec<StoredText>> {
+        Box::pin(self.definition.count(self.store.definitions(revisions)))
+    }
+
+    fn change_definitions<'a>(&'a self, over: &'a Catalog, change: CatalogChange) -> StoreFuture<'a, Option<Catalog>> {
+        Box::pin(self.definition.count(self.store.change_definitions(over, change)))
+    }
+}
+
 impl SharedStore for CountedShared {
     fn was_removed<'a>(&'a self, key: &'a TokenKey, after: u64) -> StoreFuture<'a, bool> {
         Box::pin(self.load.count(self.store.was_removed(key, after)))
@@ -179,11 +195,14 @@ mod tests {
             let line = format!("keybearer_store_operations_total{{operation=\"{operation}\",outcome=\"{outcome}\"}} ");
             text.lines().find_map(|found| found.strip_prefix(&line).map(str::to_owned)).unwrap_or_default()
         };
-        for operation in ["load", "save", "forget", "list", "secret", "note"] {
+        for operation in ["load", "save", "forget", "list", "secret", "note", "definition"] {
             assert_eq!((value(operation, "ok"), value(operation, "failed")), ("0".to_owned(), "0".to_owned()));
         }
         store.load(&TokenKey::of_connection(Name::parse("crm").unwrap())).await.unwrap();
         assert!(store.put_secret("a", Secret::new("b")).await.is_err());
         assert_eq!((value("load", "ok"), value("secret", "failed")), ("1".to_owned(), "1".to_owned()));
+        let catalog = store.catalog().await.unwrap();
+        assert!(store.change_definitions(&catalog, CatalogChange::default()).await.is_err());
+        assert_eq!((value("definition", "ok"), value("definition", "failed")), ("1".to_owned(), "1".to_owned()));
     }
 }

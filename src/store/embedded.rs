@@ -1,10 +1,11 @@
 //! A store in one file (redb), for one process. Every record is sealed; one thread reads and writes the file.
 //!
 //! Not here: the thread (`engine`) and its queue (`queue`), opening the file (`file`), removing expired tokens
-//! (`sweep`), export and import (`records`).
+//! (`sweep`), notes (`notes`), definitions (`definitions`), export and import (`records`).
 //! Invariants: no caller waits longer than `queue::OPERATION_TIMEOUT`; nothing leaves memory unsealed. The version of a
 //! record grows with each save and follows the wall clock, so that the newer of two copies can be identified.
 
+mod definitions;
 mod engine;
 mod file;
 mod notes;

@@ -1,4 +1,4 @@
-//! In-memory store of tokens and notes. It holds no secrets and does not survive the process.
+//! In-memory store of tokens and notes. It holds no secrets and no definitions, and does not survive the process.
 //!
 //! Bounds: expired access tokens are swept as records accumulate; each namespace of notes is bounded.
 
@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::lease::ProcessLeases;
 use super::{
-    LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_PER_NAMESPACE_MAX, Note, NoteStore, Page, SecretStore, SharedStore,
-    StoreError, StoreFuture, StoredToken, TokenStore, namespace_of,
+    KeepsNoDefinitions, LONG_NOTE, Lease, NOTE_BYTES_MAX, NOTES_PER_NAMESPACE_MAX, Note, NoteStore, Page, SecretStore,
+    SharedStore, StoreError, StoreFuture, StoredToken, TokenStore, namespace_of,
 };
 use crate::clock::Clock;
 use crate::model::Name;
@@ -138,6 +138,8 @@ impl SecretStore for MemoryStore {
     }
 }
 
+impl KeepsNoDefinitions for MemoryStore {}
+
 impl NoteStore for MemoryStore {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {
         let wall = self.clock.now().wall;
@@ -177,7 +179,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_memory_store_conforms() {
-        conformance::every_store(&MemoryStore::default(), conformance::Secrets::Refused).await;
+        conformance::every_store(&MemoryStore::default(), conformance::SecretsAndDefinitions::Refused).await;
     }
 
     fn token() -> StoredToken {

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::lease::ProcessLease;
-use super::{Lease, Page, SharedStore, StoreFuture, StoredToken, TokenStore};
+use super::{KeepsNoDefinitions, Lease, Page, SharedStore, StoreFuture, StoredToken, TokenStore};
 use crate::model::Name;
 use crate::model::token::TokenKey;
 
 /// Each key has one refresher, so leases are uncontended.
 pub struct NoStore;
+
+impl KeepsNoDefinitions for NoStore {}
 
 impl TokenStore for NoStore {
     fn load<'a>(&'a self, _: &'a TokenKey) -> StoreFuture<'a, Option<StoredToken>> {

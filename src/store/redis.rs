@@ -3,10 +3,12 @@
 //! Not here: connecting (`link`, `endpoint`), the Lua scripts (`scripts`), key names (`names`), the state shared by the
 //! store, its leases and its background tasks (`backend`).
 //! Invariants: a token is written only under its lease and never over a newer one, which Redis checks atomically; every
-//! call has a timeout; a value that is too large or of a foreign type is never fetched; every record has a TTL.
+//! call has a timeout; a value that is too large or of a foreign type is never fetched; every token and note has a TTL.
 
 mod backend;
 mod check_record;
+mod definitions;
+mod definitions_in_use;
 mod endpoint;
 mod lease;
 mod link;
@@ -32,7 +34,10 @@ use tokio::time::Instant;
 use super::codec::RecordCodec;
 use super::lease::ProcessLeases;
 use super::seal::Keyring;
-use super::{Lease, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture, StoredToken, TokenStore};
+use super::{
+    Catalog, CatalogChange, DefinitionStore, Lease, Note, NoteStore, Page, Revision, SecretStore, SharedStore,
+    StoreError, StoreFuture, StoredText, StoredToken, TokenStore,
+};
 use crate::clock::Clock;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
@@ -41,6 +46,7 @@ use crate::model::{Name, RedisSettings};
 use crate::tasks::Tasks;
 use backend::Backend;
 use check_record::CheckRecord;
+use definitions_in_use::DefinitionsInUse;
 use lease::RedisLease;
 use link::Link;
 use names::Names;
@@ -83,6 +89,7 @@ impl RedisStore {
             scripts: Scripts::new(),
             codec: RecordCodec::new(keyring, clock),
             secrets_in_use,
+            definitions_in_use: DefinitionsInUse::default(),
             notifications,
             instance: format!("{:016x}", fastrand::u64(..)),
         };
@@ -93,6 +100,7 @@ impl RedisStore {
     pub fn follow(&self, tasks: &Tasks) {
         tasks.spawn("store notifications", notifications::follow(self.backend.clone()));
         tasks.spawn("store link", notifications::reconnect(self.backend.clone()));
+        tasks.spawn("store definitions", definitions::poll(self.backend.clone()));
     }
 
     /// Applies `settings` to the next connection; a password may have changed.
@@ -244,5 +252,19 @@ impl NoteStore for RedisStore {
 
     fn note_names<'a>(&'a self, prefix: &'a str) -> StoreFuture<'a, Vec<String>> {
         Box::pin(self.backend.note_names(prefix))
+    }
+}
+
+impl DefinitionStore for RedisStore {
+    fn catalog(&self) -> StoreFuture<'_, Catalog> {
+        Box::pin(self.backend.catalog())
+    }
+
+    fn definitions<'a>(&'a self, revisions: &'a [(Name, Revision)]) -> StoreFuture<'a, Vec<StoredText>> {
+        Box::pin(self.backend.definition_texts(revisions))
+    }
+
+    fn change_definitions<'a>(&'a self, over: &'a Catalog, change: CatalogChange) -> StoreFuture<'a, Option<Catalog>> {
+        Box::pin(self.backend.change_definitions(over, change))
     }
 }

@@ -22,7 +22,9 @@ pub const FORMAT: u8 = 1;
 const ID_BYTES: usize = 8;
 const VERSION_AT: usize = 1 + ID_BYTES;
 const NONCE_AT: usize = VERSION_AT + 8;
-const TEXT_AT: usize = NONCE_AT + NONCE_LEN;
+/// Length of a record's head: format, key id, version and nonce. No two sealed records have the same.
+pub const NONCE_END: usize = NONCE_AT + NONCE_LEN;
+const TEXT_AT: usize = NONCE_END;
 const TAG_BYTES: usize = 16;
 const SALT: &[u8] = b"keybearer store 1";
 

@@ -24,13 +24,16 @@ use crate::private_file;
 /// Records read and committed together.
 pub const PAGE: usize = 256;
 const LINE_BYTES_MAX: u64 = 1 << 20;
-const TABLES: [Table; 2] = [Table::Tokens, Table::Secrets];
+/// The tables in an export. Notes are too short-lived to export; an import makes a catalog of its own.
+const EXPORTED: [Table; 3] = [Table::Tokens, Table::Secrets, Table::Definitions];
+const RESEALED: [Table; 4] = [Table::Tokens, Table::Secrets, Table::Definitions, Table::Catalog];
 
-/// The tables in an export. Notes are too short-lived to export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Table {
     Tokens,
     Secrets,
+    Definitions,
+    Catalog,
 }
 
 impl Table {
@@ -38,6 +41,8 @@ impl Table {
         match self {
             Table::Tokens => "tokens",
             Table::Secrets => "secrets",
+            Table::Definitions => "definitions",
+            Table::Catalog => "catalog",
         }
     }
 
@@ -50,13 +55,13 @@ impl Table {
 pub trait Records {
     fn keyring(&self) -> &Keyring;
 
-    /// Approximate number of records.
+    /// Approximate number of records, without the catalog.
     fn count(&self) -> Result<u64, StoreError>;
 
-    /// At most [`PAGE`] records in name order, starting after `after`. Empty: there are no more.
+    /// At most [`PAGE`] records in an order that concurrent changes keep, starting after `after`. Empty: there are no more.
     fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError>;
 
-    /// Seals records under the first key and writes them. Skips a record that is not newer than the store's, unless
+    /// Seals records under the first key and writes them; definitions are put into the catalog. Skips a record that is not newer than the store's, unless
     /// `overwrite`.
     fn put(&self, page: Vec<OpenedRecord>, overwrite: bool) -> Result<Tally, StoreError>;
 
@@ -69,6 +74,7 @@ pub trait Records {
 }
 
 /// A record in plaintext.
+#[derive(Clone)]
 pub struct OpenedRecord {
     pub table: Table,
     pub name: Vec<u8>,
@@ -192,7 +198,7 @@ fn for_each(
     store: &dyn Records,
     mut visit: impl FnMut(Table, SealedRecord) -> Result<(), TransferError>,
 ) -> Result<(), TransferError> {
-    for table in TABLES {
+    for table in EXPORTED {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let page = store.page(table, after.as_deref())?;
@@ -291,7 +297,7 @@ impl<'a> Lines<'a> {
     fn next(&mut self) -> Result<Option<(Table, SealedRecord)>, TransferError> {
         let Some(line) = self.line()? else { return Ok(None) };
         let record = serde_json::from_slice(&line).ok().and_then(|line: Line| {
-            let table = TABLES.into_iter().find(|table| table.name() == line.table)?;
+            let table = EXPORTED.into_iter().find(|table| table.name() == line.table)?;
             Some((table, (BASE64_STANDARD.decode(line.name).ok()?, BASE64_STANDARD.decode(line.record).ok()?)))
         });
         record.map(Some).ok_or_else(|| self.invalid_line("is not a record"))
@@ -306,7 +312,7 @@ impl<'a> Lines<'a> {
 pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Tally, TransferError> {
     let total = store.count()?;
     let mut tally = Tally::default();
-    for table in TABLES {
+    for table in RESEALED {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let (next, page) = store.reseal(table, after.as_deref())?;
@@ -315,7 +321,8 @@ pub fn reseal(store: &dyn Records, progress: Progress<'_>) -> Result<Tally, Tran
             }
             after = next;
             tally += page;
-            progress(tally.written + tally.kept + tally.unopened, total);
+            let done = tally.written + tally.kept + tally.unopened;
+            progress(done, total.max(done));
         }
     }
     store.finish_reseal()?;

@@ -11,6 +11,7 @@ pub async fn shared_store(one: &dyn Store, other: &dyn Store) {
     a_lost_record_is_restored(one, other).await;
     the_next_holder_sees_a_backoff_until_a_token_is_saved(one, other).await;
     a_change_is_announced_to_the_other_replica(one, other).await;
+    changed_definitions_are_announced_to_the_other_replica(one, other).await;
 }
 
 fn shared(store: &dyn Store) -> Arc<dyn SharedStore> {
@@ -157,4 +158,25 @@ async fn a_change_is_announced_to_the_other_replica(one: &dyn Store, other: &dyn
         }
     };
     assert_eq!(timeout(10 * SECOND, announced).await.expect("in time"), Ok(Notification::Changed(changed)));
+}
+
+async fn changed_definitions_are_announced_to_the_other_replica(one: &dyn Store, other: &dyn Store) {
+    let mut notifications = shared(other).subscribe();
+    // A replica is not notified of its own changes.
+    change(other, put(&[("own", "text")])).await;
+    let next = change(one, put(&[("announced", "text")])).await;
+    let announced = async {
+        loop {
+            match notifications.recv().await {
+                Ok(Notification::Definitions) => return,
+                Ok(Notification::Changed(_) | Notification::Missed) => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    timeout(SECOND, announced).await.expect("within a second");
+    assert_eq!(other.catalog().await, Ok(next));
+    while let Ok(more) = timeout(SECOND / 10, notifications.recv()).await {
+        assert_ne!(more, Ok(Notification::Definitions), "its own change was announced, too");
+    }
 }

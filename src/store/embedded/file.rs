@@ -1,6 +1,6 @@
 //! Opens the database file and checks that Keybearer wrote it, in a known format, under a configured key.
 //!
-//! Tables: `tokens`, `secrets` and `notes` (name → sealed record), `meta` (`format`; `check`, a record sealed under the
+//! Tables: `tokens`, `secrets`, `notes`, `definitions` and `catalog` (name → sealed record), `meta` (`format`; `check`, a record sealed under the
 //! sealing key, so that a wrong key is detected before anything is written).
 //! Invariant: an existing file is not written before it has passed the check.
 
@@ -11,8 +11,8 @@ use std::path::Path;
 
 use redb::backends::FileBackend;
 use redb::{
-    Builder, Database, DatabaseError, ReadableDatabase as _, StorageBackend, StorageError, TableDefinition,
-    TableHandle as _, WriteTransaction,
+    Builder, Database, DatabaseError, ReadOnlyTable, ReadTransaction, ReadableDatabase as _, StorageBackend,
+    StorageError, TableDefinition, TableError, TableHandle as _, WriteTransaction,
 };
 
 use super::probe::Probe;
@@ -27,6 +27,8 @@ pub type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
 pub const TOKENS: Table = TableDefinition::new("tokens");
 pub const SECRETS: Table = TableDefinition::new("secrets");
 pub const NOTES: Table = TableDefinition::new("notes");
+pub const DEFINITIONS: Table = TableDefinition::new("definitions");
+pub const CATALOG: Table = TableDefinition::new("catalog");
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 
 const FORMAT_KEY: &str = "format";
@@ -176,9 +178,23 @@ fn initialise(database: &Database, keyring: &Keyring) -> Result<(), redb::Error>
     transaction.open_table(TOKENS)?;
     transaction.open_table(SECRETS)?;
     transaction.open_table(NOTES)?;
+    transaction.open_table(DEFINITIONS)?;
+    transaction.open_table(CATALOG)?;
     transaction.open_table(META)?.insert(FORMAT_KEY, FORMAT.to_be_bytes().as_slice())?;
     put_check(&transaction, keyring)?;
     Ok(transaction.commit()?)
+}
+
+/// A table that a file of an older version does not have.
+pub fn existing(
+    transaction: &ReadTransaction,
+    table: Table,
+) -> Result<Option<ReadOnlyTable<&'static [u8], &'static [u8]>>, redb::Error> {
+    match transaction.open_table(table) {
+        Ok(table) => Ok(Some(table)),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// Writes the check record, so that the file does not open without the sealing key.

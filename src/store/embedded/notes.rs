@@ -3,10 +3,10 @@
 //! Invariants: a version is replaced once; a writer removes the expired notes of its namespace. A file of an older
 //! version has no notes table until the first note is written.
 
-use redb::{ReadableTable as _, TableError};
+use redb::ReadableTable as _;
 
 use super::EmbeddedStore;
-use super::file::{NOTES, RecordTable, seal_failed, sealed_in};
+use super::file::{NOTES, RecordTable, existing, seal_failed, sealed_in};
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::store::seal::Header;
@@ -18,10 +18,9 @@ const EXPIRY_BYTES: usize = 8;
 impl EmbeddedStore {
     pub(super) async fn load_note(&self, name: &str) -> Result<Option<Note>, StoreError> {
         let (key, wall) = (name.as_bytes().to_vec(), self.codec.wall());
-        let read = self.read(move |transaction| match transaction.open_table(NOTES) {
-            Ok(table) => Ok(table.get(key.as_slice())?.map(|value| value.value().to_vec())),
-            Err(TableError::TableDoesNotExist(_)) => Ok(None),
-            Err(error) => Err(error.into()),
+        let read = self.read(move |transaction| {
+            let Some(table) = existing(transaction, NOTES)? else { return Ok(None) };
+            Ok(table.get(key.as_slice())?.map(|value| value.value().to_vec()))
         });
         let of_note = || format!("note {name}");
         let Some(record) = self.or_damaged(of_note, read.await)?.filter(|record| is_live(record, wall)) else {
@@ -67,11 +66,7 @@ impl EmbeddedStore {
     pub(super) async fn live_note_names(&self, prefix: &str) -> Result<Vec<String>, StoreError> {
         let (prefix, wall) = (prefix.to_owned(), self.codec.wall());
         let names = self.read(move |transaction| {
-            let table = match transaction.open_table(NOTES) {
-                Ok(table) => table,
-                Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
-                Err(error) => return Err(error.into()),
-            };
+            let Some(table) = existing(transaction, NOTES)? else { return Ok(Vec::new()) };
             let mut names = Vec::new();
             for item in table.range(prefix.as_bytes()..)? {
                 let (name, record) = item?;

@@ -2,18 +2,21 @@
 
 use redb::{ReadableTable as _, ReadableTableMetadata as _};
 
-use super::file::{self, SECRETS, TOKENS, put_check, seal_failed};
+use super::file::{self, CATALOG, DEFINITIONS, SECRETS, TOKENS, existing, put_check, seal_failed};
 use super::{EmbeddedStore, page};
 use crate::store::StoreError;
 use crate::store::seal::{Header, Keyring};
 use crate::store::transfer::{OpenedRecord, Records, SealedRecord, Table, Tally};
 
-const TABLES: [file::Table; 2] = [TOKENS, SECRETS];
+/// The tables that are counted.
+const TABLES: [file::Table; 3] = [TOKENS, SECRETS, DEFINITIONS];
 
 fn redb_table(table: Table) -> file::Table {
     match table {
         Table::Tokens => TOKENS,
         Table::Secrets => SECRETS,
+        Table::Definitions => DEFINITIONS,
+        Table::Catalog => CATALOG,
     }
 }
 
@@ -24,18 +27,30 @@ impl Records for EmbeddedStore {
 
     fn count(&self) -> Result<u64, StoreError> {
         self.read_blocking(|tx| {
-            TABLES.into_iter().try_fold(0, |sum, table| Ok::<_, redb::Error>(sum + tx.open_table(table)?.len()?))
+            TABLES.into_iter().try_fold(0, |sum, table| match existing(tx, table)? {
+                Some(table) => Ok::<_, redb::Error>(sum + table.len()?),
+                None => Ok(sum),
+            })
         })
     }
 
     fn page(&self, table: Table, after: Option<&[u8]>) -> Result<Vec<SealedRecord>, StoreError> {
         let from = after.map(<[u8]>::to_vec);
-        self.read_blocking(move |tx| page::records(&tx.open_table(redb_table(table))?, from.as_deref()))
+        self.read_blocking(move |tx| match existing(tx, redb_table(table))? {
+            Some(table) => page::records(&table, from.as_deref()),
+            None => Ok(Vec::new()),
+        })
     }
 
     fn put(&self, records: Vec<OpenedRecord>, overwrite: bool) -> Result<Tally, StoreError> {
+        let (definitions, records): (Vec<_>, Vec<_>) =
+            records.into_iter().partition(|record| record.table == Table::Definitions);
+        let mut tally = Tally::default();
+        if !definitions.is_empty() {
+            tally += self.import_definitions(&definitions, overwrite)?;
+        }
         let keyring = self.keyring().clone();
-        self.write_blocking(move |tx| {
+        tally += self.write_blocking(move |tx| {
             let mut tally = Tally::default();
             for record in &records {
                 let (sealed_in, name) = (record.table.sealed_in(&record.name), record.name.as_slice());
@@ -55,7 +70,8 @@ impl Records for EmbeddedStore {
                 tally.written += 1;
             }
             Ok(tally)
-        })
+        })?;
+        Ok(tally)
     }
 
     fn reseal(&self, table: Table, after: Option<&[u8]>) -> Result<(Option<Vec<u8>>, Tally), StoreError> {

@@ -1,6 +1,7 @@
 //! Tests of the embedded store on real files.
 
 mod damage;
+mod definitions;
 mod failure;
 mod transfer;
 mod sweep;
@@ -13,6 +14,7 @@ use super::*;
 use crate::model::connection::Connection;
 use crate::model::secret::SealKey;
 use crate::model::token::{AccessToken, RefreshToken, Subject};
+use crate::store::transfer::Records;
 use crate::store::{Refresh, conformance};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -65,7 +67,7 @@ async fn save(store: &EmbeddedStore, key: &TokenKey, token: StoredToken) -> Resu
 #[tokio::test]
 async fn the_embedded_store_conforms() {
     let (_dir, _path, store) = store();
-    conformance::every_store(&store, conformance::Secrets::Kept).await;
+    conformance::every_store(&store, conformance::SecretsAndDefinitions::Kept).await;
 }
 
 #[tokio::test]

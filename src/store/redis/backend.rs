@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 use tokio::time::Instant;
 
+use super::definitions_in_use::DefinitionsInUse;
 use super::link::Link;
 use super::names::{self, Names};
 use super::scripts::Scripts;
@@ -25,6 +26,7 @@ pub struct Backend {
     pub scripts: Scripts,
     pub codec: RecordCodec,
     pub secrets_in_use: SecretsInUse,
+    pub definitions_in_use: DefinitionsInUse,
     pub notifications: broadcast::Sender<Notification>,
     /// Identifies this process to other replicas.
     pub instance: String,

@@ -70,6 +70,21 @@ impl Names {
         format!("{}{{secrets}}:removed-secrets", self.prefix)
     }
 
+    /// The catalog of definitions.
+    pub fn catalog(&self) -> String {
+        format!("{}{{definitions}}:catalog", self.prefix)
+    }
+
+    /// The revisions of definitions.
+    pub fn definitions(&self) -> String {
+        format!("{}{{definitions}}:definitions", self.prefix)
+    }
+
+    /// The revisions that no catalog names yet, by the time of their writing.
+    pub fn pending_definitions(&self) -> String {
+        format!("{}{{definitions}}:pending", self.prefix)
+    }
+
     pub fn note(&self, name: &str) -> String {
         format!("{}{{notes}}:note:{name}", self.prefix)
     }

@@ -1,7 +1,7 @@
 //! Change notifications between replicas (pub/sub), and reconnecting after an outage.
 //!
-//! Invariants: a notification names only the record and the replica that changed it; after each interruption any record
-//! may have changed ([`Notification::Missed`]).
+//! Invariants: a notification names only the record, or the definitions, and the replica that changed it; after each
+//! interruption anything may have changed ([`Notification::Missed`]).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// Keep-alive: ping after this much silence; resubscribe if no reply arrives within [`REPLY_TIMEOUT`].
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const REPLY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Notification of changed definitions, in place of a token's key; no key parses from it.
+const DEFINITIONS: &str = "*definitions";
 /// Less than the default `usable_margin`.
 const CLOCK_SKEW_MAX: Duration = Duration::from_secs(3);
 
@@ -39,10 +41,19 @@ impl Backend {
         }
     }
 
-    /// The key that another replica has changed; `None`: our own notification, or a malformed one.
-    fn parse_news(&self, message: &[u8]) -> Option<TokenKey> {
-        let (instance, key) = std::str::from_utf8(message).ok()?.split_once(' ')?;
-        TokenKey::parse(key).filter(|_| instance != self.instance)
+    /// What another replica has changed; `None`: our own notification, or a malformed one.
+    fn parse_notification(&self, message: &[u8]) -> Option<Notification> {
+        let (instance, changed) = std::str::from_utf8(message).ok()?.split_once(' ')?;
+        let notification = match changed {
+            DEFINITIONS => Some(Notification::Definitions),
+            key => TokenKey::parse(key).map(Notification::Changed),
+        };
+        notification.filter(|_| instance != self.instance)
+    }
+
+    /// The notification of changed definitions sent to other replicas.
+    pub fn definitions_notification(&self) -> String {
+        format!("{} {DEFINITIONS}", self.instance)
     }
 }
 
@@ -80,12 +91,13 @@ async fn listen(backend: &Backend) -> Result<(), StoreError> {
     let (mut sink, mut messages) = pubsub.split();
     backend.compare_clocks().await;
     backend.restore_secrets().await?;
+    backend.restore_definitions().await?;
     send(Notification::Missed);
     loop {
         match timeout(PING_INTERVAL, messages.next()).await {
             Ok(Some(message)) => {
-                if let Some(key) = backend.parse_news(message.get_payload_bytes()) {
-                    send(Notification::Changed(key));
+                if let Some(notification) = backend.parse_notification(message.get_payload_bytes()) {
+                    send(notification);
                 }
             }
             Ok(None) => return Ok(()),

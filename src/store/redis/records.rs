@@ -2,6 +2,8 @@
 //!
 //! Invariant: concurrent writes of replicas are never overwritten.
 
+mod definitions;
+
 use std::sync::Arc;
 
 use futures_util::future::join_all;
@@ -96,6 +98,8 @@ impl Backend {
         match table {
             Table::Tokens => self.page_of_tokens(after).await,
             Table::Secrets => self.page_of_secrets(after).await,
+            Table::Definitions => self.page_of_definitions(after).await,
+            Table::Catalog => self.page_of_catalog(after).await,
         }
     }
 
@@ -104,6 +108,8 @@ impl Backend {
         match (record.table, record::key_of(&record.name)) {
             (Table::Tokens, Some(key)) => self.put_token(&key, record, overwrite).await,
             (Table::Tokens, None) => Ok(false),
+            // `import_definitions` puts them.
+            (Table::Definitions | Table::Catalog, _) => Ok(false),
             (Table::Secrets, _) => {
                 let mut call = self.scripts.import_secret.prepare_invoke();
                 call.key(self.names.secrets()).key(self.names.removed_secrets()).arg(&record.name);
@@ -164,7 +170,9 @@ impl Backend {
         let mut call = match (table, record::key_of(name)) {
             (Table::Tokens, Some(key)) => self.scripts.replace.key(self.names.token(&key)),
             (Table::Tokens, None) => return Ok(false),
-            (Table::Secrets, _) => self.scripts.replace_secret.key(self.names.secrets()),
+            (Table::Secrets, _) => self.scripts.replace_field.key(self.names.secrets()),
+            (Table::Definitions, _) => self.scripts.replace_field.key(self.names.definitions()),
+            (Table::Catalog, _) => self.scripts.replace.key(self.names.catalog()),
         };
         self.link.run(call.arg(present).arg(resealed).arg(name)).await
     }
@@ -174,12 +182,13 @@ impl Backend {
             (Table::Tokens, Some(key)) => self.get(&self.names.token(&key)).await?,
             (Table::Tokens, None) => Value::None,
             (Table::Secrets, _) => self.field(&self.names.secrets(), &String::from_utf8_lossy(name)).await?,
+            (Table::Definitions | Table::Catalog, _) => return self.present_definition(table, name).await,
         };
         Ok(if let Value::Bytes(sealed) = value { Some(sealed) } else { None })
     }
 }
 
-fn version_of(value: &Value) -> Option<u64> {
+pub fn version_of(value: &Value) -> Option<u64> {
     match value {
         Value::Bytes(sealed) => Header::parse(sealed).map(|header| header.version),
         Value::None | Value::Foreign | Value::Large => None,
@@ -197,6 +206,7 @@ impl Records for RedisRecords {
             let connections: Vec<String> =
                 backend.link.query(redis::cmd("SMEMBERS").arg(backend.names.connections())).await?;
             let mut count: u64 = backend.link.query(redis::cmd("HLEN").arg(backend.names.secrets())).await?;
+            count += backend.present_catalog().await?.catalog.entries.len() as u64;
             for connection in connections.iter().filter_map(|text| Name::parse(text)) {
                 count += backend.link.query::<u64>(redis::cmd("ZCARD").arg(backend.names.index(&connection))).await?;
             }
@@ -210,7 +220,9 @@ impl Records for RedisRecords {
 
     fn put(&self, page: Vec<OpenedRecord>, overwrite: bool) -> Result<Tally, StoreError> {
         self.runtime.block_on(async {
-            let mut tally = Tally::default();
+            let (definitions, page): (Vec<_>, Vec<_>) =
+                page.into_iter().partition(|record| record.table == Table::Definitions);
+            let mut tally = self.backend.import_definitions(definitions, overwrite).await?;
             for record in &page {
                 match self.backend.put(record, overwrite).await? {
                     true => tally.written += 1,

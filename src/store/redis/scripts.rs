@@ -5,9 +5,12 @@
 //! if Redis loses all data. Lua numbers are exact below 2^53. When out of memory, Redis refuses a script whose first
 //! write needs memory, hence DEL before SET.
 
+mod definitions;
+
 use redis::Script;
 
 use super::value::VALUE_BYTES_MAX;
+use definitions::DefinitionScripts;
 
 const VERSION_OF: &str = r"
 local function is(key, kind) return redis.call('TYPE', key).ok == kind end
@@ -211,15 +214,15 @@ local function secret_version(key, name)
 end
 ";
 
-/// Compare and swap. KEYS: token. ARGV: current record, resealed record.
+/// Compare and swap. KEYS: token, or catalog. ARGV: current record, resealed record.
 const REPLACE: &str = r"
 if not is(KEYS[1], 'string') or redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('SET', KEYS[1], ARGV[2], 'KEEPTTL')
 return 1
 ";
 
-/// Compare and swap. KEYS: secrets. ARGV: current record, resealed record, name.
-const REPLACE_SECRET: &str = r"
+/// Compare and swap. KEYS: hash. ARGV: current record, resealed record, field.
+const REPLACE_FIELD: &str = r"
 if redis.call('HGET', KEYS[1], ARGV[3]) ~= ARGV[1] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[3], ARGV[2])
 return 1
@@ -282,13 +285,14 @@ pub struct Scripts {
     pub forget: Script,
     pub import: Script,
     pub replace: Script,
-    pub replace_secret: Script,
+    pub replace_field: Script,
     pub import_secret: Script,
     pub put_secret: Script,
     pub remove_secret: Script,
     pub restore_secret: Script,
     pub put_note: Script,
     pub note_connection: Script,
+    pub definitions: DefinitionScripts,
 }
 
 impl Scripts {
@@ -309,13 +313,14 @@ impl Scripts {
             forget: script(&[&version_of, FORGET]),
             import: script(&[&version_of, INDEX, IMPORT]),
             replace: script(&[&version_of, REPLACE]),
-            replace_secret: script(&[REPLACE_SECRET]),
+            replace_field: script(&[REPLACE_FIELD]),
             import_secret: script(&[&version_of, SECRET_VERSION, IMPORT_SECRET]),
             put_secret: script(&[&version_of, PUT_SECRET]),
             remove_secret: script(&[&version_of, SECRET_VERSION, REMOVE_SECRET]),
             restore_secret: script(&[&version_of, SECRET_VERSION, RESTORE_SECRET]),
             put_note: script(&[&version_of, PUT_NOTE]),
             note_connection: script(&[&version_of, NOTE_CONNECTION]),
+            definitions: DefinitionScripts::new(),
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! Not here: fleets of replicas (`tests/it/fleet`).
 
+mod definitions;
 mod ttl;
 
 use tokio::time::{sleep, timeout};
@@ -25,9 +26,13 @@ fn open(redis: &Redis, key: u8) -> (RedisStore, Tasks) {
 }
 
 fn open_with(redis: &Redis, keyring: Keyring) -> (RedisStore, Tasks) {
+    open_as(redis.port, RedisKind::Server, keyring)
+}
+
+fn open_as(port: u16, kind: RedisKind, keyring: Keyring) -> (RedisStore, Tasks) {
     let settings = RedisSettings {
-        servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port: redis.port }],
-        kind: RedisKind::Server,
+        servers: vec![RedisAt::Tcp { host: "127.0.0.1".to_owned(), port }],
+        kind,
         tls: false,
         trust: None,
         database: 0,
@@ -74,8 +79,11 @@ async fn the_redis_store_conforms_as_a_shared_store() {
     let redis = Redis::start().await;
     let ((one, _t), (other, tasks)) = (open(&redis, 1), open(&redis, 1));
     other.follow(&tasks);
-    conformance::every_store(&one, conformance::Secrets::Kept).await;
+    conformance::every_store(&one, conformance::SecretsAndDefinitions::Kept).await;
     conformance::shared_store(&one, &other).await;
+    let named = one.catalog().await.expect("a catalog").entries.len();
+    assert_eq!(redis.cli(&["HLEN", "keybearer:{definitions}:definitions"]).await, named.to_string());
+    assert_eq!(redis.cli(&["EXISTS", "keybearer:{definitions}:pending"]).await, "0", "lost changes left nothing");
 }
 
 #[tokio::test]

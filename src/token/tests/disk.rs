@@ -6,7 +6,8 @@ use super::*;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::store::{
-    Lease, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture, StoredToken, TokenStore,
+    KeepsNoDefinitions, Lease, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture, StoredToken,
+    TokenStore,
 };
 
 /// A memory store whose disk can be full.
@@ -64,6 +65,8 @@ impl SecretStore for Disk {
         self.memory.secret_names()
     }
 }
+
+impl KeepsNoDefinitions for Disk {}
 
 impl NoteStore for Disk {
     fn note<'a>(&'a self, name: &'a str) -> StoreFuture<'a, Option<Note>> {

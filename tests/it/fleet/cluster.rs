@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 use crate::rig::command::{output_text, run};
 use crate::rig::fleet::{SEAL_KEY, Traffic, config, free_port, tls_of};
@@ -15,57 +15,14 @@ use crate::rig::sidecar::Sidecar;
 
 const API: &str = "http://api.test/x";
 const MACHINE: &str = "http://m.test/x";
-
-/// Starts nodes and joins them into a cluster with redis-cli, with the given authentication and TLS arguments.
-async fn cluster(count: usize, more: &[&str], (auth, tls): (&[&str], &[&str]), tls_ports: &[String]) -> Vec<Redis> {
-    let (mut nodes, mut addresses) = (Vec::new(), Vec::new());
-    for number in 0..count {
-        let bus = free_port().to_string();
-        let own = tls_ports.get(number).map(|port| ["--tls-port", port]);
-        // The default bus port is 10000 higher, which may be out of range.
-        let all = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000", "--cluster-port", &bus];
-        let all = [&all[..], &["--repl-diskless-sync-delay", "0"]].concat();
-        let node = Redis::start_with(&[&all[..], more, own.as_ref().map_or(&[], |own| own)].concat()).await;
-        let port = tls_ports.get(number).cloned().unwrap_or_else(|| node.port.to_string());
-        addresses.push(format!("127.0.0.1:{port}@{bus}"));
-        nodes.push(node);
-    }
-    let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
-    let replicas = if count < 6 { "0" } else { "1" };
-    let end = ["--cluster-replicas", replicas, "--cluster-yes"];
-    let all = [auth, tls, &["--cluster", "create"], &addresses, &end].concat();
-    let output = timeout(Duration::from_secs(20), nodes[0].cli(&all)).await.expect("the nodes join");
-    assert!(output.contains("All 16384 slots covered"), "{output}");
-    let end = Instant::now() + Duration::from_secs(15);
-    for node in &nodes {
-        let query = async |command: &[&str]| node.cli(&[auth, command].concat()).await;
-        while !query(&["CLUSTER", "INFO"]).await.contains("cluster_state:ok")
-            || query(&["INFO", "replication"]).await.contains("master_link_status:down")
-        {
-            assert!(Instant::now() < end, "the cluster does not become stable");
-            sleep(Duration::from_millis(50)).await;
-        }
-    }
-    nodes
-}
-
-/// The primary of the shard with the keys of `crm`.
-async fn primary(nodes: &[Redis]) -> Option<usize> {
-    let slot = nodes[0].cli(&["CLUSTER", "KEYSLOT", "keybearer:{crm}:token:default"]).await;
-    for (number, node) in nodes.iter().enumerate() {
-        let keys = node.cli(&["CLUSTER", "COUNTKEYSINSLOT", &slot]).await;
-        if keys.parse::<u32>().is_ok_and(|keys| keys > 0) && node.cli(&["ROLE"]).await.starts_with("master") {
-            return Some(number);
-        }
-    }
-    None
-}
+/// A key of the shard with the records of `crm`.
+const KEY: &str = "keybearer:{crm}:token:default";
 
 #[tokio::test]
 async fn a_failover_of_a_shard_loses_no_token_and_no_request() {
     let server = AuthorizationServer::op(json!({ "lifetime": 24 })).await;
     let upstream = Upstream::start(&server).await;
-    let mut nodes = cluster(6, &[], (&[], &[]), &[]).await;
+    let mut nodes = Redis::cluster(6, &[], (&[], &[]), &[]).await;
     let urls = format!("[\"redis://127.0.0.1:1\", \"redis://127.0.0.1:{}\"]", nodes[5].port);
     let store = format!("store: {{redis: {{url: {urls}, cluster: true}}, seal_key: {SEAL_KEY}}}\n");
     let text = config(&server, &upstream, &store);
@@ -93,7 +50,7 @@ async fn a_failover_of_a_shard_loses_no_token_and_no_request() {
         assert!(output_text(&output).contains(expected), "{arguments:?}: {}", output_text(&output));
     }
 
-    let failed = primary(&nodes).await.expect("one of the nodes is the primary");
+    let failed = Redis::primary(&nodes, KEY).await.expect("one of the nodes is the primary");
     nodes[failed].stop().await;
     let rotations = server.stats().await["rotations"].as_u64();
     let end = Instant::now() + Duration::from_secs(30);
@@ -107,7 +64,7 @@ async fn a_failover_of_a_shard_loses_no_token_and_no_request() {
     }
     let others: Vec<Redis> =
         nodes.into_iter().enumerate().filter(|(number, _)| *number != failed).map(|(_, node)| node).collect();
-    assert!(primary(&others).await.is_some(), "its replica has taken over");
+    assert!(Redis::primary(&others, KEY).await.is_some(), "its replica has taken over");
     let stats = server.stats().await;
     assert_eq!((&stats["refused"], &stats["rotations"]), (&json!(0), &stats["token_requests"]["person"]), "{stats}");
 }
@@ -125,7 +82,8 @@ async fn a_cluster_with_tls_and_a_password_is_shared_and_a_missing_cluster_key_i
     let to_each_other = ["--tls-client-cert-file", &certificate, "--tls-client-key-file", &key];
     let ports = [free_port(), free_port(), free_port()].map(|port| port.to_string());
     let (auth, tls_arguments) = (["-a", "sesame-7", "--no-auth-warning"], ["--tls", "--cacert", &ca]);
-    let _nodes = cluster(3, &[&tls[..], &closed, &to_each_other].concat(), (&auth, &tls_arguments), &ports).await;
+    let _nodes =
+        Redis::cluster(3, &[&tls[..], &closed, &to_each_other].concat(), (&auth, &tls_arguments), &ports).await;
     let of = |more: &str| {
         let url =
             format!("url: \"rediss://localhost:{}\", password: {{file: password}}, trust: [\"{ca}\"]{more}", ports[0]);

@@ -14,6 +14,7 @@ use super::manager::import_refresh_token;
 use super::peers::{AuthorizationServer, Peers, Upstream};
 use super::raw;
 use super::redis::Redis;
+pub use super::redis::free_port;
 use super::sidecar::Sidecar;
 use super::wire::Wire;
 
@@ -185,9 +186,4 @@ pub fn tls_of(leaf: &str) -> Vec<String> {
     let [certificate, key, ca] = [&certificate, &key, &Peers::certs().ca].map(|path| path.display().to_string());
     let words = ["--tls-cert-file", &certificate, "--tls-key-file", &key, "--tls-ca-cert-file", &ca];
     words.into_iter().chain(["--tls-auth-clients", "no"]).map(str::to_owned).collect()
-}
-
-pub fn free_port() -> u16 {
-    let probe = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    probe.local_addr().expect("a bound listener").port()
 }

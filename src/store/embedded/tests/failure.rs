@@ -11,10 +11,10 @@ use super::*;
 
 /// An in-memory disk that outlives the stores opened on it.
 #[derive(Debug, Default)]
-struct Disk {
+pub struct Disk {
     bytes: Mutex<Vec<u8>>,
     /// Writes and syncs left before all of them fail.
-    good_writes: AtomicUsize,
+    pub good_writes: AtomicUsize,
     panics: AtomicBool,
     opened: AtomicUsize,
     commits: AtomicUsize,
@@ -63,7 +63,7 @@ impl StorageBackend for Opened {
     }
 }
 
-fn open_on(disk: &Arc<Disk>) -> EmbeddedStore {
+pub fn open_on(disk: &Arc<Disk>) -> EmbeddedStore {
     disk.good_writes.store(usize::MAX, Ordering::SeqCst);
     let keyring = Arc::new(ring(1, &[]));
     let path = Path::new("disk");

@@ -4,8 +4,8 @@ use super::*;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::store::{
-    AnnouncedBackoff, Fence, Lease, LeaseEnd, Note, NoteStore, Page, SecretStore, SharedStore, StoreError, StoreFuture,
-    TokenStore,
+    AnnouncedBackoff, Fence, KeepsNoDefinitions, Lease, LeaseEnd, Note, NoteStore, Page, SecretStore, SharedStore,
+    StoreError, StoreFuture, TokenStore,
 };
 
 /// A replica's store, reached through its handle.
@@ -202,6 +202,8 @@ impl SecretStore for SimulatedStore {
         Box::pin(async { Ok(Vec::new()) })
     }
 }
+
+impl KeepsNoDefinitions for SimulatedStore {}
 
 impl NoteStore for SimulatedStore {
     fn note<'a>(&'a self, _: &'a str) -> StoreFuture<'a, Option<Note>> {
