@@ -25,6 +25,7 @@ mod listener;
 mod load;
 mod observe;
 mod partial;
+mod published;
 mod reading;
 mod schema;
 mod settings;
@@ -98,6 +99,8 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     let included = load::included(&top, &mut sink);
     let Settings { mut model, listeners_are_valid, caller_names } = settings::settings(&top, &mut sink);
     let sections: Vec<_> = included.iter().filter_map(|source| load::included_section(source, &mut sink)).collect();
+    let published = published::published(top.get(top.keys.secrets), top.get(top.keys.mutual_tls_profiles), &mut sink);
+    sink.published = Some(Arc::new(published));
     let mut drafts = Vec::new();
     for section in std::iter::once(&top).chain(&sections) {
         let items = section.get(section.keys.connections).and_then(|list| list.items(&mut sink));

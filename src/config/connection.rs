@@ -29,7 +29,7 @@ use http::StatusCode;
 pub use self::conflict::{check as check_conflicts, redirects as check_redirects};
 pub use self::draft::Draft;
 pub use self::extra_origins::collect_extra_origins;
-pub use self::file::ConnectionFile;
+pub use self::file::{ConnectionFile, MutualTlsFile};
 pub use self::tunnel::check as check_tunnels;
 
 use self::client::{authorization_server, client_auth, mutual_tls};
@@ -38,11 +38,12 @@ use self::params::{TOKEN_REQUEST_OWN, params};
 use super::reading::{
     NodeRef, Section, Sink,
     endpoint::{self, Endpoint},
+    published::Destinations,
     reference, suggest, value,
 };
 use crate::model::Name;
 use crate::model::connection::*;
-use crate::model::origin::Authority;
+use crate::model::origin::{Authority, Host};
 use crate::model::token::default_profile;
 
 pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Sink) -> Option<Draft<'a>> {
@@ -52,6 +53,7 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Si
     let name = named.and_then(|at| Some((at.parse(sink, value::name)?, at)));
     let allow_cleartext = section.get(keys.allow_cleartext).and_then(|node| node.boolean(sink)).unwrap_or(false);
     let (endpoints, endpoint_nodes) = endpoints(&section, allow_cleartext, sink);
+    sink.destinations = endpoints.as_ref().map(destinations).unwrap_or_default();
     let accessible_from = section.get(keys.accessible_from).map(|node| accessible_from(&node, callers, sink));
     let certificate = section.get(keys.mutual_tls).map(|node| mutual_tls(&node, sink));
     let items = section.get(keys.routes).and_then(|node| node.items(sink)).unwrap_or_default();
@@ -71,6 +73,8 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Si
         routes: &routes,
     };
     let connection = assemble(&section, parts, sink);
+    let secret_hosts = std::mem::take(&mut sink.destinations).permitted.map(Into::into);
+    let connection = connection.map(|connection| connection.with_secret_hosts(secret_hosts));
     Some(Draft { name, endpoints: endpoint_nodes, callers: accessible_from, routes, connection, node: node.clone() })
 }
 
@@ -155,6 +159,7 @@ fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut 
         token_rejected,
         accessible_from: parts.accessible_from,
         routes: parts.routes.iter().map(|(_, route)| route.clone()).collect(),
+        secret_hosts: None,
         extra_origins: Vec::new(),
     };
     profile::with_profiles(connection, overrides.into_iter().zip(grants))
@@ -241,6 +246,20 @@ fn endpoints<'a>(
     let with_server =
         |server| Endpoints { server, token, revocation, authorization, device_authorization, issuer, allow_cleartext };
     (server.map(with_server), nodes)
+}
+
+/// The hosts that receive the secrets of the connection; a browser never carries one to the authorization URL.
+fn destinations(endpoints: &Endpoints) -> Destinations {
+    let issuer = endpoints.issuer.as_ref().and_then(|issuer| issuer.parse().ok());
+    let urls = [
+        ("token_url", endpoints.token.clone()),
+        ("revocation_url", endpoints.revocation.clone()),
+        ("device_authorization_url", endpoints.device_authorization.clone()),
+        ("issuer", issuer),
+    ];
+    let host = |url: url::Url| Host::parse(url.host_str()?).ok();
+    let hosts = urls.into_iter().filter_map(|(key, url)| Some((key, host(url?)?))).collect();
+    Destinations { hosts, allow_cleartext: endpoints.allow_cleartext, permitted: None }
 }
 
 fn lifetimes(section: &Section<'_, ConnectionFile>, sink: &mut Sink) -> Lifetimes {

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::reading::published::Destinations;
 use super::reading::{Fault, Field, Keys, NodeRef, Sink, endpoint, pem, secret, shape};
 use crate::model::connection::ForwardProxy;
+use crate::model::origin::Host;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "forward_proxy", deny_unknown_fields)]
@@ -46,7 +48,14 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
                 )),
                 false => Ok(text.to_owned()),
             });
-            username.zip(secret::secret(&password, sink))
+            // The proxy alone receives this secret.
+            let host = url.as_ref().and_then(|url| Host::parse(url.host_str()?).ok());
+            let hosts = host.map(|host| ("proxy.url", host)).into_iter().collect();
+            let own = Destinations { hosts, ..Destinations::default() };
+            let others = std::mem::replace(&mut sink.destinations, own);
+            let password = secret::secret(&password, sink);
+            sink.destinations = others;
+            username.zip(password)
         }
         (Some(one), None) | (None, Some(one)) => {
             one.problem(sink, "`username` and `password` go together", "write both, or neither");

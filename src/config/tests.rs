@@ -7,6 +7,7 @@ mod files;
 mod grants;
 mod interception;
 mod profiles;
+mod published;
 mod refused;
 mod routes;
 mod store;

@@ -17,6 +17,7 @@ use std::time::Duration;
 use url::Url;
 
 use super::Name;
+use super::origin::Host;
 use super::secret::Secret;
 
 pub use assertion::*;
@@ -71,8 +72,26 @@ pub struct Connection {
     /// Callers that may use it; `None`: all.
     pub accessible_from: Option<Vec<Name>>,
     pub routes: Vec<Route>,
+    /// Hosts that its requests with secrets may be sent to; `None`: any, since no published secret is among them.
+    pub secret_hosts: Option<Arc<[Host]>>,
     /// Origins of other connections' routes that inject this connection's token.
     pub extra_origins: Vec<RouteOrigin>,
+}
+
+impl Connection {
+    /// The same connection and profiles, restricted to `hosts`.
+    pub fn with_secret_hosts(self, hosts: Option<Arc<[Host]>>) -> Connection {
+        let restricted = |own: Arc<Connection>| Arc::new(Arc::unwrap_or_clone(own).with_secret_hosts(hosts.clone()));
+        let profiles = self.profiles.into_iter().map(restricted).collect();
+        Connection { profiles, secret_hosts: hosts, ..self }
+    }
+
+    /// True if the secrets of the connection may be sent to `url`.
+    pub fn may_send_secrets_to(&self, url: &Url) -> bool {
+        let Some(hosts) = &self.secret_hosts else { return true };
+        let host = url.host_str().and_then(|host| Host::parse(host).ok());
+        host.is_some_and(|host| hosts.contains(&host))
+    }
 }
 
 /// OAuth endpoints. Each is https or loopback, unless `allow_cleartext` is set.
@@ -190,6 +209,7 @@ impl Connection {
             token_rejected: Vec::new(),
             accessible_from: None,
             routes: Vec::new(),
+            secret_hosts: None,
             extra_origins: Vec::new(),
         }
     }

@@ -64,9 +64,12 @@ pub struct ConnectionFile {
         ]
     ))]
     pub client_assertion: Field<ClientAssertionFile>,
-    /// Client certificate for the token and revocation endpoints, with any `send_credentials`.
-    #[schemars(extend("examples" = [{"certificate": "client.pem", "key": {"file": "/run/secrets/client.key"}}]))]
-    pub mutual_tls: Field<MutualTlsFile>,
+    /// Client certificate for the token and revocation endpoints, with any `send_credentials`: a certificate and its
+    /// key, or the name of one under `mutual_tls_profiles`.
+    #[schemars(extend(
+        "examples" = [{"certificate": "client.pem", "key": {"file": "/run/secrets/client.key"}}, "partner"]
+    ))]
+    pub mutual_tls: Field<shape::Either<MutualTlsFile, shape::Name>>,
     /// Token endpoint; https, except on loopback. Optional with `issuer`.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/token"]))]
     pub token_url: Field<shape::Url>,

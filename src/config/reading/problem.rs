@@ -11,6 +11,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use serde::Serialize;
 
+use super::published::{Destinations, Published};
 use crate::model::StoreSettings;
 use crate::model::secret::Vault;
 use crate::telemetry::is_deceptive;
@@ -79,6 +80,10 @@ pub struct Sink {
     pub vault: Option<Arc<dyn Vault>>,
     /// The store and the state directory, once they are known.
     pub store: Option<(StoreSettings, PathBuf)>,
+    /// Resolves `{use: NAME}` and `mutual_tls: NAME`; `None` outside connections.
+    pub published: Option<Arc<Published>>,
+    /// Where the secrets that are being read are sent.
+    pub destinations: Destinations,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     files: BTreeSet<PathBuf>,

@@ -112,8 +112,8 @@ impl JsonSchema for Secret {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A secret that is sent: from a file, an environment variable or the sealed store, or (with a \
-                            warning) as text.",
+            "description": "A secret that is sent: from a file, an environment variable, the sealed store or the published \
+                            secrets, or (with a warning) as text.",
             "anyOf": [
                 {"type": ["string", "number", "boolean"], "minLength": 1},
                 generator.subschema_for::<SecretFile>()
@@ -168,6 +168,10 @@ pub struct SecretFile {
     /// Name of the secret in the sealed store, as `keybearer secret set NAME` stored it.
     #[schemars(extend("examples" = ["crm-secret"]))]
     pub store: Field<Text>,
+    /// In a connection: name of a secret under `secrets`, which is sent to its `hosts` alone.
+    #[serde(rename = "use")]
+    #[schemars(extend("examples" = ["crm"]))]
+    pub published: Field<Name>,
     // Only of a secret that is compared: `ComparedSecret` describes it.
     #[schemars(skip)]
     pub sha256: Field<Text>,
