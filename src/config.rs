@@ -97,7 +97,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
         return Err(failed(path, sink));
     };
     let included = load::included(&top, &mut sink);
-    let Settings { mut model, listeners_are_valid, caller_names } = settings::settings(&top, &mut sink);
+    let Settings { mut model, listeners_are_valid, callers } = settings::settings(&top, &mut sink);
     let sections: Vec<_> = included.iter().filter_map(|source| load::included_section(source, &mut sink)).collect();
     let published = published::published(top.get(top.keys.secrets), top.get(top.keys.mutual_tls_profiles), &mut sink);
     sink.published = Some(Arc::new(published));
@@ -105,7 +105,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     for section in std::iter::once(&top).chain(&sections) {
         let items = section.get(section.keys.connections).and_then(|list| list.items(&mut sink));
         for item in items.unwrap_or_default() {
-            drafts.extend(connection::connection(&item, &caller_names, &mut sink));
+            drafts.extend(connection::connection(&item, &callers, &mut sink));
         }
     }
     connection::check_conflicts(&drafts, &model.hosts, &mut sink);

@@ -1,9 +1,10 @@
 //! Reads one item of `connections` into a checked [`Connection`].
 //!
-//! `grant`, `client`, `consent`, `params`, `token_format`, `script` and `profile` read the settings of its tokens;
+//! `about` reads what describes the connection; `grant`, `client`, `consent`, `params`, `token_format`, `script` and `profile` read the settings of its tokens;
 //! `route`, `header`, `inject` and `strip` those of the requests that get them. `conflict`, `tunnel` and
 //! `extra_origins` work across connections.
 
+mod about;
 mod client;
 mod conflict;
 mod consent;
@@ -22,8 +23,6 @@ mod strip;
 mod token_format;
 mod tunnel;
 
-use std::collections::HashSet;
-
 use http::StatusCode;
 
 pub use self::conflict::{check as check_conflicts, redirects as check_redirects};
@@ -32,21 +31,23 @@ pub use self::extra_origins::collect_extra_origins;
 pub use self::file::{ConnectionFile, MutualTlsFile};
 pub use self::tunnel::check as check_tunnels;
 
+use self::about::About;
 use self::client::{authorization_server, client_auth, mutual_tls};
 use self::grant::grants;
 use self::params::{TOKEN_REQUEST_OWN, params};
+use super::caller::Callers;
 use super::reading::{
     NodeRef, Section, Sink,
     endpoint::{self, Endpoint},
     published::Destinations,
-    reference, suggest, value,
+    reference, value,
 };
 use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::{Authority, Host};
 use crate::model::token::default_profile;
 
-pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Sink) -> Option<Draft<'a>> {
+pub fn connection<'a>(node: &NodeRef<'a>, callers: &Callers, sink: &mut Sink) -> Option<Draft<'a>> {
     let section = node.section::<ConnectionFile>(sink)?;
     let keys = &section.keys;
     let named = section.require(keys.name, "name", "give the connection a name", sink);
@@ -54,7 +55,8 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Si
     let allow_cleartext = section.get(keys.allow_cleartext).and_then(|node| node.boolean(sink)).unwrap_or(false);
     let (endpoints, endpoint_nodes) = endpoints(&section, allow_cleartext, sink);
     sink.destinations = endpoints.as_ref().map(destinations).unwrap_or_default();
-    let accessible_from = section.get(keys.accessible_from).map(|node| accessible_from(&node, callers, sink));
+    let about = about::about(&section, sink);
+    let accessible_from = about::accessible_from(&section, about.application.as_deref(), callers, sink);
     let certificate = section.get(keys.mutual_tls).map(|node| mutual_tls(&node, sink));
     let items = section.get(keys.routes).and_then(|node| node.items(sink)).unwrap_or_default();
     let client_certificate = certificate.as_ref().map(Option::as_ref);
@@ -66,6 +68,7 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Si
     let routes: Vec<_> = items.iter().filter_map(read).collect();
     let parts = Parts {
         name: name.as_ref().map(|(name, _)| name.clone()),
+        about,
         endpoints,
         certificate,
         accessible_from: accessible_from.clone(),
@@ -81,6 +84,7 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Si
 /// Keys that are read before the others.
 struct Parts<'a> {
     name: Option<Name>,
+    about: About,
     endpoints: Option<Endpoints>,
     /// `Some(None)`: present, but invalid.
     certificate: Option<Option<ClientCertificate>>,
@@ -101,7 +105,6 @@ fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut 
     let client_id = client_id.and_then(|node| node.line(sink));
     let client_auth = client_auth(section, parts.certificate.is_some(), has_issuer, sink);
     let active = section.get(keys.active).map_or(Some(true), |node| node.boolean(sink));
-    let comments = section.get(keys.comments).and_then(|node| Some(reference::text(&node, sink)?.value));
     let authorization_server = authorization_server(section.get(keys.authorization_server), sink);
     let available_scopes = section.get(keys.available_scopes).map(|node| profile::available_scopes(&node, sink));
     let available = available_scopes.as_deref();
@@ -136,7 +139,10 @@ fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut 
         profile: default_profile(),
         profiles: Vec::new(),
         active: active?,
-        comments,
+        comments: parts.about.comments,
+        logo_url: parts.about.logo_url,
+        application: parts.about.application,
+        client_secret_expires_at: parts.about.client_secret_expires_at,
         variables,
         grant: grant?,
         grant_type,
@@ -280,18 +286,4 @@ fn lifetimes(section: &Section<'_, ConnectionFile>, sink: &mut Sink) -> Lifetime
         lifetimes.keep_warm = node.parse(sink, value::positive_duration);
     }
     lifetimes
-}
-
-fn accessible_from(node: &NodeRef<'_>, callers: &HashSet<Name>, sink: &mut Sink) -> Vec<Name> {
-    let mut names = Vec::new();
-    for item in node.items(sink).unwrap_or_default() {
-        let Some(name) = item.parse(sink, value::name) else { continue };
-        if !callers.contains(&name) {
-            let hint = suggest(name.as_str(), callers.iter().map(Name::as_str), "add it under `callers` or remove it");
-            item.problem(sink, format!("no caller is named `{name}`"), hint);
-        } else if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
 }

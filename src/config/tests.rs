@@ -1,5 +1,6 @@
 //! The whole validator: text in, problems or a model out.
 
+mod about;
 mod accepted;
 mod authorization;
 mod client;

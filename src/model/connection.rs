@@ -19,6 +19,7 @@ use url::Url;
 use super::Name;
 use super::origin::Host;
 use super::secret::Secret;
+use super::time::WallTime;
 
 pub use assertion::*;
 pub use client::*;
@@ -41,6 +42,12 @@ pub struct Connection {
     /// An inactive connection keeps its routes, and their requests are refused.
     pub active: bool,
     pub comments: Option<String>,
+    /// https.
+    pub logo_url: Option<Url>,
+    /// The application that owns the connection.
+    pub application: Option<String>,
+    /// A forecast.
+    pub client_secret_expires_at: Option<WallTime>,
     /// Variables of the script; a value may be a key, so all are secrets.
     pub variables: Vec<(String, Secret)>,
     pub grant: Grant,
@@ -183,6 +190,9 @@ impl Connection {
             profiles: Vec::new(),
             active: true,
             comments: None,
+            logo_url: None,
+            application: None,
+            client_secret_expires_at: None,
             variables: Vec::new(),
             grant: Grant::ClientCredentials,
             grant_type: None,

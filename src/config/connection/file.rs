@@ -16,7 +16,7 @@ pub use self::route::{InjectFile, RouteFile, UpstreamTlsFile};
 pub use self::token::{
     FailureFile, RefreshRefusedFile, ScriptFile, TokenRejectedFile, TokenRequestFile, TokenResponseFile,
 };
-use super::keywords::SendCredentials;
+use super::keywords::{SameApplication, SendCredentials};
 use super::params::{AUTHORIZATION_OWN, TOKEN_REQUEST_OWN, other_names};
 use crate::config::reading::{Field, Keys, shape};
 use crate::model::connection::{BasicEncoding, GrantKind, Tokens};
@@ -34,6 +34,12 @@ pub struct ConnectionFile {
     /// Free-text note for people.
     #[schemars(extend("examples" = ["The CRM's API, as the billing service"]))]
     pub comments: Field<shape::Text>,
+    /// Logo of the service, shown on pages; https.
+    #[schemars(extend("examples" = ["https://www.acme.test/logo.png"]))]
+    pub logo_url: Field<shape::Url>,
+    /// Application that owns the connection; `accessible_from: application` refers to it.
+    #[schemars(extend("examples" = ["billing"]))]
+    pub application: Field<shape::Text>,
     /// Names and values that the script reads as `ctx.variables`.
     #[schemars(extend("examples" = [{"tenant": "acme"}]))]
     pub variables: Field<shape::Map<shape::Text>>,
@@ -49,6 +55,9 @@ pub struct ConnectionFile {
     /// Client secret. A list during a rotation: tried in order.
     #[schemars(extend("examples" = [{"file": "/run/secrets/crm"}, [{"file": "new"}, {"file": "old"}]]))]
     pub client_secret: Field<shape::OneOrMany<shape::Secret>>,
+    /// When the client secret expires (RFC 3339): a forecast. `check` warns from 30 days before.
+    #[schemars(extend("examples" = ["2027-05-01T00:00:00Z"]))]
+    pub client_secret_expires_at: Field<shape::Timestamp>,
     /// How the client authenticates: with its secret in the body or as HTTP Basic, with a JWT signed by its key or its
     /// secret, with its TLS certificate, or with its identifier alone. Without a secret, the default is none.
     #[schemars(extend("default" = "body"))]
@@ -181,9 +190,10 @@ pub struct ConnectionFile {
     /// Responses by which the API rejects a token.
     #[schemars(extend("default" = [{"status": 401}]))]
     pub token_rejected: Field<shape::List<TokenRejectedFile>>,
-    /// Callers that may use the connection. Absent: all; an empty list: none.
-    #[schemars(extend("examples" = [["billing"]]))]
-    pub accessible_from: Field<shape::List<shape::Name>>,
+    /// Callers that may use the connection; `application`: those with the same `application`. Absent: all; an empty
+    /// list: none.
+    #[schemars(extend("examples" = [["billing"], "application"]))]
+    pub accessible_from: Field<shape::Either<shape::List<shape::Name>, shape::OneOf<SameApplication>>>,
     /// Names that `scopes` may use, here and in profiles, each with the scopes to request for it. Absent: any scope.
     #[schemars(extend("propertyNames" = {"minLength": 1}, "examples" = [{"Read": "crm.read", "Write": "crm.write"}]))]
     pub available_scopes: Field<shape::Map<shape::Either<shape::Text, shape::List<shape::Text>>>>,
@@ -197,7 +207,7 @@ pub struct ConnectionFile {
 }
 
 impl Keys for ConnectionFile {
-    const NOT_BUILT: &'static [&'static str] = &["provider", "logo_url", "application"];
+    const NOT_BUILT: &'static [&'static str] = &["provider"];
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -53,6 +53,8 @@ shapes! {
     Duration [] |_| {"type": "string", "pattern": r"^([0-9]+(ms|s|m|h|d))+$|\$\{"};
     /// A duration above zero.
     Wait [] |_| {"type": "string", "pattern": r"^(?=.*[1-9])([0-9]+(ms|s|m|h|d))+$|\$\{"};
+    /// RFC 3339.
+    Timestamp [] |_| {"type": "string", "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]|\$\{"};
     Size [] |_| {"type": "string", "pattern": r"^[0-9]+ *(B|KiB|MiB|GiB)$|\$\{"};
     Name [] |_| {"type": ["string", "integer"], "pattern": r"^[a-z0-9][a-z0-9_-]{0,62}$|\$\{"};
     UrlPath [] |_| {"type": "string", "pattern": r"^/|\$\{"};
