@@ -42,11 +42,12 @@ pub use partial::{
 };
 pub use reading::secret::is_stored_name;
 pub use reading::{Excerpts, Problem, Problems};
-pub use schema::schema;
+pub use schema::{connection_defaults, schema};
 
 use crate::model::Model;
 use crate::model::connection::Connection;
 use crate::model::secret::Vault;
+use reading::written::Shapes;
 use reading::{Sink, Source};
 use settings::Settings;
 use top::TopFile;
@@ -98,6 +99,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     };
     let included = load::included(&top, &mut sink);
     let Settings { mut model, listeners_are_valid, callers } = settings::settings(&top, &mut sink);
+    let context = connection::Context { callers, shapes: Shapes::new(&schema(), "connection") };
     let sections: Vec<_> = included.iter().filter_map(|source| load::included_section(source, &mut sink)).collect();
     let published = published::published(top.get(top.keys.secrets), top.get(top.keys.mutual_tls_profiles), &mut sink);
     sink.published = Some(Arc::new(published));
@@ -105,7 +107,7 @@ fn assemble(source: &Source, mut sink: Sink) -> Result<Loaded, Problems> {
     for section in std::iter::once(&top).chain(&sections) {
         let items = section.get(section.keys.connections).and_then(|list| list.items(&mut sink));
         for item in items.unwrap_or_default() {
-            drafts.extend(connection::connection(&item, &callers, &mut sink));
+            drafts.extend(connection::connection(&item, &context, &mut sink));
         }
     }
     connection::check_conflicts(&drafts, &model.hosts, &mut sink);

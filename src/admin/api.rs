@@ -3,15 +3,17 @@
 //! Invariant: an operation is reachable only through the table, with the role given there.
 //! Not here: authentication (`auth`), operations that act (`actions`), JSON of connections and tokens (`view`).
 
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::openapi::Operation;
-use super::problem::{Problem, bound};
+use super::problem::{Problem, bad_request, bound};
 use super::{Admin, actions, auth, consent, events, openapi, revoke, secrets, session, tokens, view};
 use crate::model::Role;
 
@@ -56,8 +58,8 @@ const OPERATIONS: &[Operation] = &[
         method: "get",
         path: "/connections/{name}",
         role: Role::Viewer,
-        summary: "One connection with its state",
-        responses: &[(200, "the connection"), UNKNOWN],
+        summary: "One connection: its definition as written and its state; `?resolved=true` shows each value with its source",
+        responses: &[(200, "the connection"), (400, "the query is invalid"), UNKNOWN],
         members: &[],
         handler: || get(connection),
     },
@@ -264,7 +266,20 @@ async fn connections(State(admin): State<Admin>) -> Json<Value> {
     Json(json!({ "items": items }))
 }
 
-async fn connection(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    let snapshot = admin.snapshot.load_full();
-    Ok(Json(view::connection(bound(&snapshot, &name)?, admin.clock.now())))
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ConnectionQuery {
+    #[serde(default)]
+    resolved: bool,
+}
+
+async fn connection(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    query: Result<Query<ConnectionQuery>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
+    let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
+    let bound = bound(&snapshot, &name)?;
+    Ok(Json(if query.resolved { view::resolved(bound, now) } else { view::connection(bound, now) }))
 }

@@ -91,6 +91,10 @@ pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Resu
 }
 
 /// The store failed.
+pub fn bad_request(detail: String) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+}
+
 pub fn store_unavailable(error: &StoreError) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string())
 }

@@ -8,11 +8,10 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::problem::{Problem, bound, definition, store_unavailable};
+use super::problem::{Problem, bad_request, bound, definition, store_unavailable};
 use super::{Admin, view};
 use crate::model::connection::Connection;
 use crate::model::token::{Subject, TokenKey};
@@ -58,10 +57,6 @@ impl Cursor {
         let TokenKey { profile, subject, .. } = key;
         subject.as_ref().map_or_else(|| profile.to_string(), |subject| format!("{profile}/{subject}"))
     }
-}
-
-fn bad_request(detail: String) -> Problem {
-    Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
 }
 
 pub async fn list(

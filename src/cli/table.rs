@@ -44,13 +44,15 @@ fn connection(item: &Value) -> Vec<String> {
     let routes: Vec<_> = routes.iter().map(route_match).collect();
     let routes = if routes.is_empty() { "-".to_owned() } else { routes.join(",") };
     let error = last_error(item);
-    vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
+    let grant = text(&item["effective"]["grant"]);
+    vec![text(&item["name"]), text(&item["state"]), grant, text(&item["expires_at"]), routes, error]
 }
 
 /// The row of one profile's token, below the row of its connection.
 fn profile(item: &Value, token: &Value) -> Vec<String> {
-    let profiles = item["profiles"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let own = profiles.iter().find(|own| own["name"] == token["profile"]).unwrap_or(item);
+    let effective = &item["effective"];
+    let profiles = effective["profiles"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let own = profiles.iter().find(|own| own["name"] == token["profile"]).unwrap_or(effective);
     let (name, error) = (format!("  {}", text(&token["profile"])), last_error(token));
     vec![name, text(&token["state"]), text(&own["grant"]), text(&token["expires_at"]), String::new(), error]
 }
@@ -106,10 +108,9 @@ mod tests {
     fn columns_are_aligned_and_control_characters_replaced() {
         let route = json!({"host": "api.test", "path": "/v1"});
         let attempt = json!({"error": "bad\u{1b}[31m\nthing"});
-        let crm = json!({"name": "crm", "state": "fresh", "grant": "client_credentials", "expires_at": null,
+        let crm = json!({"name": "crm", "state": "fresh", "effective": {"grant": "client_credentials"}, "expires_at": null,
             "routes": [route, {"host": null, "mount": "/m", "path": "/"}], "last_attempt": attempt});
-        let response =
-            json!({"items": [crm, {"name": "longer-name", "state": "inactive", "grant": "g", "routes": []}]});
+        let response = json!({"items": [crm, {"name": "longer-name", "state": "inactive", "effective": {"grant": "g"}, "routes": []}]});
         let expected = "\
 NAME         STATE     GRANT               EXPIRES  ROUTES          LAST ERROR
 crm          fresh     client_credentials  -        api.test/v1,/m  bad?[31m?thing
@@ -129,9 +130,10 @@ longer-name  inactive  g                   -        -               -";
     fn profiles_are_listed_below_their_connection() {
         let tokens = json!([{"profile": "default", "state": "fresh", "expires_at": "soon", "last_attempt": {"error": null}},
             {"profile": "all", "state": "misconfigured", "expires_at": null, "last_attempt": {"error": "invalid_scope"}}]);
-        let crm = json!({"name": "crm", "state": "misconfigured", "grant": "client_credentials", "expires_at": null,
+        let crm = json!({"name": "crm", "state": "misconfigured", "expires_at": null,
             "routes": [{"host": "a.test", "path": "/"}], "last_attempt": {"error": "invalid_scope"},
-            "profiles": [{"name": "all", "grant": "password"}], "shared_tokens": tokens});
+            "effective": {"grant": "client_credentials", "profiles": [{"name": "all", "grant": "password"}]},
+            "shared_tokens": tokens});
         let expected = "\
 NAME       STATE          GRANT               EXPIRES  ROUTES  LAST ERROR
 crm        misconfigured  client_credentials  -        a.test  invalid_scope

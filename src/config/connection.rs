@@ -23,6 +23,8 @@ mod strip;
 mod token_format;
 mod tunnel;
 
+use std::sync::Arc;
+
 use http::StatusCode;
 
 pub use self::conflict::{check as check_conflicts, redirects as check_redirects};
@@ -41,13 +43,21 @@ use super::reading::{
     endpoint::{self, Endpoint},
     published::Destinations,
     reference, value,
+    written::Shapes,
 };
 use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::origin::{Authority, Host};
 use crate::model::token::default_profile;
 
-pub fn connection<'a>(node: &NodeRef<'a>, callers: &Callers, sink: &mut Sink) -> Option<Draft<'a>> {
+/// What the connections of a configuration refer to.
+pub struct Context {
+    pub callers: Callers,
+    /// The shapes of a connection's values.
+    pub shapes: Shapes,
+}
+
+pub fn connection<'a>(node: &NodeRef<'a>, context: &Context, sink: &mut Sink) -> Option<Draft<'a>> {
     let section = node.section::<ConnectionFile>(sink)?;
     let keys = &section.keys;
     let named = section.require(keys.name, "name", "give the connection a name", sink);
@@ -56,7 +66,7 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &Callers, sink: &mut Sink) ->
     let (endpoints, endpoint_nodes) = endpoints(&section, allow_cleartext, sink);
     sink.destinations = endpoints.as_ref().map(destinations).unwrap_or_default();
     let about = about::about(&section, sink);
-    let accessible_from = about::accessible_from(&section, about.application.as_deref(), callers, sink);
+    let accessible_from = about::accessible_from(&section, about.application.as_deref(), &context.callers, sink);
     let certificate = section.get(keys.mutual_tls).map(|node| mutual_tls(&node, sink));
     let items = section.get(keys.routes).and_then(|node| node.items(sink)).unwrap_or_default();
     let client_certificate = certificate.as_ref().map(Option::as_ref);
@@ -68,6 +78,7 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &Callers, sink: &mut Sink) ->
     let routes: Vec<_> = items.iter().filter_map(read).collect();
     let parts = Parts {
         name: name.as_ref().map(|(name, _)| name.clone()),
+        written: written(node, &context.shapes),
         about,
         endpoints,
         certificate,
@@ -81,9 +92,15 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &Callers, sink: &mut Sink) ->
     Some(Draft { name, endpoints: endpoint_nodes, callers: accessible_from, routes, connection, node: node.clone() })
 }
 
+fn written(node: &NodeRef<'_>, shapes: &Shapes) -> WrittenDefinition {
+    let (json, lines) = shapes.definition(node);
+    WrittenDefinition { defined_in: DefinedIn::File(node.source.path.as_path().into()), json, lines }
+}
+
 /// Keys that are read before the others.
 struct Parts<'a> {
     name: Option<Name>,
+    written: WrittenDefinition,
     about: About,
     endpoints: Option<Endpoints>,
     /// `Some(None)`: present, but invalid.
@@ -136,6 +153,7 @@ fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut 
     check_caller_tokens(section, &definitions, tokens, parts.routes, sink);
     let connection = Connection {
         name: parts.name?,
+        written: Arc::new(parts.written),
         profile: default_profile(),
         profiles: Vec::new(),
         active: active?,
@@ -236,8 +254,9 @@ fn endpoints<'a>(
         Some(_) => section.get(keys.token_url),
     };
     let token = token.map(|at| read(at, sink));
-    let others = [keys.revocation_url, keys.authorization_url, keys.device_authorization_url];
-    let [revocation, authorization, device] = others.map(|key| section.get(key).map(|at| read(at, sink)));
+    let revocation = section.get(keys.revocation_url).map(|at| read(at, sink));
+    let authorization = section.get(keys.authorization_url).map(|at| read(at, sink));
+    let device = section.get(keys.device_authorization_url).map(|at| read(at, sink));
     if let (Some(at), Some(Some(url))) = (section.get(keys.authorization_url), &authorization) {
         consent::check_query(&at, url, sink);
     }

@@ -2,7 +2,7 @@
 //!
 //! Bottom up: `problem` and `document` (YAML with positions), `node` (a value with its position, and sections: maps
 //! with known keys), `shape` (the schema of values), `reference` (`${env:NAME}`, `${file:PATH}`), `value`,
-//! `placeholder` and `endpoint` (text to values), `published`, `secret`, `pem`. On top: `excerpt`, the source line of a problem. Not
+//! `placeholder` and `endpoint` (text to values), `published`, `secret`, `pem`, `written` (values as JSON, masked). On top: `excerpt`, the source line of a problem. Not
 //! here: the meaning of any key.
 //!
 //! Invariants: no message contains a secret; each value knows its position.
@@ -19,6 +19,7 @@ pub mod reference;
 pub mod secret;
 pub mod shape;
 pub mod value;
+pub mod written;
 
 pub use document::{BYTES_MAX, Kind, empty};
 pub use excerpt::Excerpts;

@@ -10,6 +10,7 @@ mod profile;
 mod route;
 mod strip;
 mod token_format;
+mod written;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +31,14 @@ pub use origins::{OriginSet, RouteOrigin};
 pub use route::*;
 pub use strip::*;
 pub use token_format::*;
+pub use written::*;
 
 /// A configured OAuth link: how its token is acquired, and which requests get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     pub name: Name,
+    /// As its administrator wrote it; shared by its profiles.
+    pub written: Arc<WrittenDefinition>,
     /// Which definition this is: `default`, or one of `profiles`.
     pub profile: Name,
     /// Other definitions of the same client, in configuration order; their own `profiles` are empty.
@@ -186,6 +190,11 @@ impl Connection {
     pub fn sample(name: &str) -> Connection {
         Connection {
             name: Name::parse(name).unwrap(),
+            written: Arc::new(WrittenDefinition {
+                defined_in: DefinedIn::File(std::path::Path::new("a.yaml").into()),
+                json: "{}".to_owned(),
+                lines: Vec::new(),
+            }),
             profile: super::token::default_profile(),
             profiles: Vec::new(),
             active: true,

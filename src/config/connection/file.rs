@@ -42,7 +42,7 @@ pub struct ConnectionFile {
     pub application: Field<shape::Text>,
     /// Names and values that the script reads as `ctx.variables`.
     #[schemars(extend("examples" = [{"tenant": "acme"}]))]
-    pub variables: Field<shape::Map<shape::Text>>,
+    pub variables: Field<shape::Map<shape::Confidential>>,
     /// Grant that acquires a token.
     #[schemars(extend("default" = "client_credentials"))]
     pub grant: Field<shape::OneOf<GrantKind>>,
@@ -81,18 +81,18 @@ pub struct ConnectionFile {
     pub mutual_tls: Field<shape::Either<MutualTlsFile, shape::Name>>,
     /// Token endpoint; https, except on loopback. Optional with `issuer`.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/token"]))]
-    pub token_url: Field<shape::Url>,
+    pub token_url: Field<shape::EndpointUrl>,
     /// Revocation endpoint (RFC 7009). Absent: the one in the issuer's metadata; without one, nothing is revoked at the
     /// server.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/revoke"]))]
-    pub revocation_url: Field<shape::Url>,
+    pub revocation_url: Field<shape::EndpointUrl>,
     /// Authorization endpoint, where a person's browser is sent. Its query is kept, except for names that the grant or
     /// `authorize_params` sets. With it, `grant` defaults to authorization_code.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/authorize?prompt=consent"]))]
     pub authorization_url: Field<shape::Url>,
     /// Device authorization endpoint (RFC 8628).
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/device"]))]
-    pub device_authorization_url: Field<shape::Url>,
+    pub device_authorization_url: Field<shape::EndpointUrl>,
     /// Redirect URI, where the browser returns. Absent: `<public_url>/oauth/callback`.
     #[schemars(extend("examples" = ["https://keys.acme.test/oauth/callback"]))]
     pub redirect_url: Field<shape::Url>,
@@ -129,7 +129,7 @@ pub struct ConnectionFile {
         "default" = {},
         "examples" = [{"tenant": "acme"}]
     ))]
-    pub token_params: Field<shape::Map<shape::Text>>,
+    pub token_params: Field<shape::Map<shape::Confidential>>,
     /// Encoding and headers of token requests, where a form is not enough.
     #[schemars(extend("examples" = [{"encoding": "json"}]))]
     pub token_request: Field<TokenRequestFile>,
@@ -233,7 +233,7 @@ pub struct ProfileFile {
     pub authorize_params: Field<shape::Map<shape::Text>>,
     /// Additional parameters of its token requests, instead of the connection's.
     #[schemars(extend("propertyNames" = other_names(&TOKEN_REQUEST_OWN), "examples" = [{"tenant": "acme"}]))]
-    pub token_params: Field<shape::Map<shape::Text>>,
+    pub token_params: Field<shape::Map<shape::Confidential>>,
 }
 
 impl Keys for ProfileFile {}

@@ -64,7 +64,7 @@ impl Source {
 #[derive(Debug, Clone)]
 pub struct NodeRef<'a> {
     pub source: &'a Source,
-    number: usize,
+    pub(super) number: usize,
     pub line: usize,
     pub column: usize,
     pub path: String,

@@ -2,7 +2,8 @@
 //!
 //! No value of these types exists: a field holds the index of an entry. Not here: reading values (`value`, `reference`,
 //! `secret`), which decides what is valid.
-//! Invariant: a shape accepts everything that reading accepts, including `${env:NAME}` and `${file:PATH}` in any text.
+//! Invariants: a shape accepts everything that reading accepts, including `${env:NAME}` and `${file:PATH}` in any text;
+//! text that may hold a secret is `writeOnly`, and `written` never shows it.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -43,6 +44,8 @@ macro_rules! shapes {
 shapes! {
     Any [] |_| true;
     Text [] |_| {"type": ["string", "number", "boolean"]};
+    /// Text that may hold a secret, and is never shown.
+    Confidential [] |_| {"type": ["string", "number", "boolean"], "writeOnly": true};
     Boolean [] |generator| {
         "anyOf": [{"type": "boolean"}, {"enum": ["true", "false"]}, generator.subschema_for::<Filled>()]
     };
@@ -59,6 +62,10 @@ shapes! {
     Name [] |_| {"type": ["string", "integer"], "pattern": r"^[a-z0-9][a-z0-9_-]{0,62}$|\$\{"};
     UrlPath [] |_| {"type": "string", "pattern": r"^/|\$\{"};
     Url [] |_| {"type": "string", "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://|\$\{"};
+    /// A URL that only programs use, so that its query may hold a secret.
+    EndpointUrl [] |_| {
+        "type": "string", "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://|\$\{", "x-secret": "query"
+    };
     Address [] |_| {"type": "string", "pattern": r":[0-9]+$|^unix:|\$\{"};
     Network [] |_| {"type": "string", "pattern": r"^[0-9A-Fa-f:.]+/[0-9]+$|\$\{"};
     Method [] |_| {"type": "string", "pattern": r"^[^a-z ]+$|\$\{", "not": {"enum": ["TRACE", "CONNECT"]}};
@@ -117,7 +124,7 @@ impl JsonSchema for Secret {
             "description": "A secret that is sent: from a file, an environment variable, the sealed store or the published \
                             secrets, or (with a warning) as text.",
             "anyOf": [
-                {"type": ["string", "number", "boolean"], "minLength": 1},
+                {"type": ["string", "number", "boolean"], "minLength": 1, "writeOnly": true},
                 generator.subschema_for::<SecretFile>()
             ]
         })

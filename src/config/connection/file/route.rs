@@ -52,7 +52,7 @@ pub struct RouteFile {
         "default" = {},
         "examples" = [{"Notion-Version": "2022-06-28"}]
     ))]
-    pub set_headers: Field<shape::Map<shape::Text>>,
+    pub set_headers: Field<shape::Map<shape::Confidential>>,
     /// Whether a value that the caller sent at the injection point, or another bearer token of the caller
     /// (`?access_token=`), is overwritten, is kept instead of the token, or makes the request refused.
     #[schemars(extend("default" = "overwrite"))]

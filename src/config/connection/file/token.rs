@@ -14,7 +14,7 @@ pub struct TokenRequestFile {
     pub encoding: Field<shape::OneOf<RequestEncoding>>,
     /// Additional headers of token requests; a value may be a secret.
     #[schemars(extend("default" = {}, "examples" = [{"X-Api-Version": "7"}]))]
-    pub headers: Field<shape::Map<shape::Either<shape::Text, shape::Secret>>>,
+    pub headers: Field<shape::Map<shape::Either<shape::Confidential, shape::Secret>>>,
 }
 
 impl Keys for TokenRequestFile {}
