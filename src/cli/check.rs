@@ -31,7 +31,7 @@ pub struct CheckArguments {
 pub fn check(arguments: &CheckArguments) -> ExitCode {
     let path = arguments.config.path();
     let opener = Arc::new(StoreOpener::new(Clock::system(), Tasks::default()));
-    let result = config::load(&path, opener.clone());
+    let result = config::load(&path, opener.clone(), &[]);
     let notes = result.as_ref().map(|loaded| notes(&loaded.model, &opener)).unwrap_or_default();
     if arguments.json {
         let (problems, warnings) = match &result {

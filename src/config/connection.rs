@@ -27,11 +27,10 @@ use std::sync::Arc;
 
 use http::StatusCode;
 
-pub use self::conflict::{check as check_conflicts, redirects as check_redirects};
+pub use self::conflict::{Registry, Surroundings};
 pub use self::draft::Draft;
-pub use self::extra_origins::collect_extra_origins;
+pub use self::extra_origins::{check_injected, collect_extra_origins};
 pub use self::file::{ConnectionFile, MutualTlsFile};
-pub use self::tunnel::check as check_tunnels;
 
 use self::about::About;
 use self::client::{authorization_server, client_auth, mutual_tls};
@@ -39,7 +38,7 @@ use self::grant::grants;
 use self::params::{TOKEN_REQUEST_OWN, params};
 use super::caller::Callers;
 use super::reading::{
-    NodeRef, Section, Sink,
+    NodeRef, Section, Sink, SourceKind,
     endpoint::{self, Endpoint},
     published::Destinations,
     reference, value,
@@ -88,13 +87,22 @@ pub fn connection<'a>(node: &NodeRef<'a>, context: &Context, sink: &mut Sink) ->
     };
     let connection = assemble(&section, parts, sink);
     let secret_hosts = std::mem::take(&mut sink.destinations).permitted.map(Into::into);
+    if let (SourceKind::Api, Some(_), Some(at)) = (node.source.kind, &secret_hosts, section.get(keys.script)) {
+        // What a script throws is shown.
+        let hint = "remove the script, or use a secret of the definition's own";
+        at.problem(sink, "a script could reveal the published secret", hint);
+    }
     let connection = connection.map(|connection| connection.with_secret_hosts(secret_hosts));
     Some(Draft { name, endpoints: endpoint_nodes, callers: accessible_from, routes, connection, node: node.clone() })
 }
 
 fn written(node: &NodeRef<'_>, shapes: &Shapes) -> WrittenDefinition {
     let (json, lines) = shapes.definition(node);
-    WrittenDefinition { defined_in: DefinedIn::File(node.source.path.as_path().into()), json, lines }
+    let defined_in = match node.source.kind {
+        SourceKind::File => DefinedIn::File(node.source.path.as_path().into()),
+        SourceKind::Api => DefinedIn::Api,
+    };
+    WrittenDefinition { defined_in, json, lines }
 }
 
 /// Keys that are read before the others.

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::reading::published::Destinations;
-use super::reading::{Fault, Field, Keys, NodeRef, Sink, endpoint, pem, secret, shape};
+use super::reading::{Fault, Field, Keys, NodeRef, Sink, SourceKind, endpoint, pem, secret, shape};
 use crate::model::connection::ForwardProxy;
 use crate::model::origin::Host;
 
@@ -22,16 +22,17 @@ pub struct ForwardProxyFile {
     pub password: Field<shape::Secret>,
     /// PEM files of the CAs that sign an https proxy's certificate, or of that certificate itself.
     #[schemars(extend("examples" = [["corp.pem"]]))]
-    pub trust: Field<shape::NonemptyList<shape::Text>>,
+    pub trust: Field<shape::NonemptyList<shape::FilePath>>,
 }
 
 impl Keys for ForwardProxyFile {}
 
 /// Reads a URL, or a map with one.
 pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy> {
+    let may_be_private = node.source.kind == SourceKind::File;
     if !node.is_map() {
         let url = node.parse_url(sink, endpoint::proxy)?;
-        return Some(ForwardProxy { url, credentials: None, trust: None });
+        return Some(ForwardProxy { url, credentials: None, trust: None, may_be_private });
     }
     let section = node.section::<ForwardProxyFile>(sink)?;
     let keys = &section.keys;
@@ -62,5 +63,5 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
             None
         }
     };
-    Some(ForwardProxy { url: url?, credentials, trust })
+    Some(ForwardProxy { url: url?, credentials, trust, may_be_private })
 }

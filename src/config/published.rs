@@ -36,11 +36,11 @@ impl Keys for PublishedSecretFile {
 /// Reads both keys. An invalid entry stays in the result without its value.
 pub fn published(secrets: Option<NodeRef<'_>>, profiles: Option<NodeRef<'_>>, sink: &mut Sink) -> Published {
     let mut published = Published::default();
-    for (name, _, value) in names(secrets, sink) {
+    for (name, value) in entries(secrets, sink) {
         let secret = value.and_then(|node| published_secret(&node, sink));
         published.secrets.insert(name, secret);
     }
-    for (name, _, value) in names(profiles, sink) {
+    for (name, value) in entries(profiles, sink) {
         let certificate = value.and_then(|node| {
             let section = node.section::<MutualTlsFile>(sink)?;
             pem::certificate(&section, (section.keys.certificate, section.keys.key), sink)
@@ -50,17 +50,15 @@ pub fn published(secrets: Option<NodeRef<'_>>, profiles: Option<NodeRef<'_>>, si
     published
 }
 
-type Entry<'a> = (Name, NodeRef<'a>, Option<NodeRef<'a>>);
-
 /// The entries with a valid name; one without a value is a problem.
-fn names<'a>(map: Option<NodeRef<'a>>, sink: &mut Sink) -> Vec<Entry<'a>> {
+fn entries<'a>(map: Option<NodeRef<'a>>, sink: &mut Sink) -> Vec<(Name, Option<NodeRef<'a>>)> {
     let mut entries = Vec::new();
     for (key, key_node, value) in map.map(|map| map.pairs(sink)).unwrap_or_default() {
         if value.is_none() {
             key_node.problem(sink, "the entry is empty", "write a value or remove the entry");
         }
         match value::name(key) {
-            Ok(name) => entries.push((name, key_node, value)),
+            Ok(name) => entries.push((name, value)),
             Err(fault) => key_node.problem(sink, format!("the name {}", fault.message), fault.hint),
         }
     }

@@ -12,6 +12,7 @@ mod published;
 mod refused;
 mod routes;
 mod store;
+mod stored;
 mod written;
 
 use std::path::Path;

@@ -91,6 +91,7 @@ impl Call<'_> {
                 "names an endpoint at {host}, which is not among the `hosts` of the published secret"
             )));
         }
+        self.endpoint.check_literals(&self.url)?;
         let start = preferred.load(Ordering::Relaxed);
         let mut last = None;
         for index in (0..credentials.len()).map(|offset| (start + offset) % credentials.len()) {

@@ -7,8 +7,9 @@ use std::os::unix::fs::MetadataExt as _;
 use super::node::NodeRef;
 use super::problem::{Sink, suggest};
 use super::published::PublishedSecret;
-use super::reference::{file_text, text, variable};
+use super::reference::{file_text, is_refused, text, variable};
 use super::shape::SecretFile;
+use super::source::SourceKind;
 use super::value;
 use crate::model::Name;
 use crate::model::origin::Host;
@@ -61,7 +62,8 @@ fn secret_or_digest<'a>(node: &NodeRef<'a>, sink: &mut Sink) -> Option<SecretOrD
         };
     }
     let text = text(node, sink)?;
-    if !text.has_reference {
+    // The store seals what is sent over the API.
+    if !text.has_reference && node.source.kind == SourceKind::File {
         node.warning(sink, "the secret is plain text in the configuration", "write {file: PATH} or {env: NAME}");
     }
     nonempty(node, text.value, sink).map(SecretOrDigest::Secret)
@@ -139,6 +141,9 @@ fn published(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
 
 /// Reads a secret from the sealed store.
 fn stored(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
+    if is_refused(node, "a stored secret", sink) {
+        return None;
+    }
     let name = text(node, sink)?.value;
     if !is_stored_name(&name) {
         let hint = "use 1 to 200 letters, digits and `._-/`";

@@ -44,6 +44,8 @@ macro_rules! shapes {
 shapes! {
     Any [] |_| true;
     Text [] |_| {"type": ["string", "number", "boolean"]};
+    /// The path of a file.
+    FilePath [] |_| {"type": ["string", "number", "boolean"], "x-path": true};
     /// Text that may hold a secret, and is never shown.
     Confidential [] |_| {"type": ["string", "number", "boolean"], "writeOnly": true};
     Boolean [] |generator| {
@@ -170,7 +172,7 @@ impl JsonSchema for ComparedSecret {
 pub struct SecretFile {
     /// File that contains the secret; one trailing line break is dropped.
     #[schemars(extend("examples" = ["/run/secrets/crm"]))]
-    pub file: Field<Text>,
+    pub file: Field<FilePath>,
     /// Environment variable that contains the secret; one trailing line break is dropped.
     #[schemars(extend("examples" = ["CRM_SECRET"]))]
     pub env: Field<Text>,

@@ -24,6 +24,16 @@ pub struct WrittenDefinition {
     pub lines: Vec<(String, usize)>,
 }
 
+impl WrittenDefinition {
+    /// True if the hosts that it names may have private addresses: only files open addresses.
+    pub fn opens_addresses(&self) -> bool {
+        match self.defined_in {
+            DefinedIn::File(_) => true,
+            DefinedIn::Api => false,
+        }
+    }
+}
+
 /// Shows where it is; the text is long.
 impl fmt::Debug for WrittenDefinition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

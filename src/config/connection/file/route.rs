@@ -81,7 +81,7 @@ impl Keys for RouteFile {}
 pub struct UpstreamTlsFile {
     /// PEM files of CA certificates, or of the server's own certificate, instead of the global roots.
     #[schemars(extend("examples" = [["ca.pem"]]))]
-    pub trust: Field<shape::NonemptyList<shape::Text>>,
+    pub trust: Field<shape::NonemptyList<shape::FilePath>>,
     /// Name that the certificate must have, if it is not the host.
     #[schemars(extend("examples" = ["internal.acme.test"]))]
     pub server_name: Field<shape::Text>,

@@ -105,7 +105,7 @@ impl Keys for FailureFile {}
 pub struct ScriptFile {
     /// Path of the script.
     #[schemars(extend("examples" = ["token.rhai"]))]
-    pub file: Field<shape::Text>,
+    pub file: Field<shape::FilePath>,
     /// The script itself.
     #[schemars(extend("examples" = ["fn token_request(request, ctx) { request }"]))]
     pub source: Field<shape::Text>,
