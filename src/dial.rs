@@ -130,6 +130,14 @@ impl Dialer {
         }
     }
 
+    /// Checks a host that is a literal address: clients that dial on their own never resolve it.
+    pub fn permit_literal(&self, host: &Host, port: u16) -> Result<(), DialError> {
+        match host {
+            Host::Ip(address) => self.check(host, SocketAddr::new(*address, port), &self.rules.policy),
+            Host::Name(_) => Ok(()),
+        }
+    }
+
     /// Connects to `origin`, by a CONNECT tunnel if an egress proxy applies. Sets no deadline itself.
     pub async fn connect(&self, origin: &Origin, turn: &Turn) -> Result<Conduit, DialError> {
         match self.egress_proxy(origin)? {

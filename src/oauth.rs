@@ -36,7 +36,8 @@ use url::Url;
 
 use crate::clock::Clock;
 use crate::dial::Dialer;
-use crate::model::connection::Connection;
+use crate::model::connection::{Connection, ServerProxy};
+use crate::model::origin::Host;
 use crate::model::secret::Secret;
 use crate::model::time::BootTime;
 use crate::model::token::{RefreshToken, Subject, TokenSet};
@@ -214,6 +215,9 @@ impl TokenEndpoint {
 
     async fn metadata(&self) -> Result<Option<Arc<Metadata>>, Failure> {
         let Some(discovery) = &self.discovery else { return Ok(None) };
+        if let Ok(issuer) = Url::parse(&discovery.issuer) {
+            self.check_literals(&issuer)?;
+        }
         let metadata = discovery.metadata(Clock::system().now().boot);
         // Its own timeout, no longer than the caller's, so that the error names discovery as the step that was slow.
         let result = tokio::time::timeout(self.connection.authorization_server.timeout, metadata).await;
@@ -221,6 +225,27 @@ impl TokenEndpoint {
             .unwrap_or_else(|_| Err(discovery::unavailable("did not respond in time")))
             .map(Some)
             .map_err(Failure::during_discovery)
+    }
+
+    /// Checks the literal addresses of an endpoint and of the connection's egress proxy, if the connection was made over
+    /// the API: a file permits the addresses that it names.
+    fn check_literals(&self, endpoint: &Url) -> Result<(), Failure> {
+        if self.connection.written.opens_addresses() {
+            return Ok(());
+        }
+        let proxy = match &self.connection.authorization_server.proxy {
+            ServerProxy::Own(proxy) => Some(&proxy.url),
+            ServerProxy::Inherit | ServerProxy::Direct => None,
+        };
+        for url in std::iter::once(endpoint).chain(proxy) {
+            let host = url.host_str().and_then(|host| Host::parse(host).ok());
+            let checked = host.map(|host| self.dialer.permit_literal(&host, url.port_or_known_default().unwrap_or(0)));
+            if let Some(Err(error)) = checked {
+                let detail = Some(error.to_string());
+                return Err(Failure::Retryable { reason: Reason::Unreachable, retry_after: None, detail });
+            }
+        }
+        Ok(())
     }
 
     fn assertion_context<'a>(&'a self, token_url: &'a Url) -> AssertionContext<'a> {

@@ -214,7 +214,7 @@ impl Reloader {
         let (path, vault) = (self.path.clone(), self.vault.clone());
         // Changes from here on trigger another reload.
         self.watch.record_stamps();
-        let loaded = match self.wiring.parts.tasks.blocking(move || config::load(&path, vault)).await {
+        let loaded = match self.wiring.parts.tasks.blocking(move || config::load(&path, vault, &[])).await {
             Some(Ok(loaded)) => loaded,
             Some(Err(problems)) => {
                 self.wiring.parts.metrics.reload_refused();

@@ -31,6 +31,7 @@ const ROUTES_MAX: usize = 8;
 pub struct ConnectionsQuery {
     q: Option<String>,
     state: Option<String>,
+    application: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
 }
@@ -40,6 +41,7 @@ struct Filter {
     /// In lower case; empty: all.
     text: String,
     state: Option<String>,
+    application: Option<String>,
     limit: usize,
     after: Option<Name>,
 }
@@ -64,11 +66,11 @@ impl Filter {
             name.ok_or_else(|| bad_request("`cursor` is not one of this list".to_owned()))
         };
         let after = query.cursor.as_deref().map(after).transpose()?;
-        Ok(Filter { text: text.to_lowercase(), state: query.state, limit, after })
+        Ok(Filter { text: text.to_lowercase(), state: query.state, application: query.application, limit, after })
     }
 
     fn matches(&self, bound: &BoundConnection, now: Now) -> bool {
-        let Connection { name, comments, client_id, routes, .. } = &*bound.connection;
+        let Connection { name, comments, application, client_id, routes, .. } = &*bound.connection;
         let holds = |text: &str| text.to_lowercase().contains(&self.text);
         self.after.as_ref().is_none_or(|after| name > after)
             && (self.text.is_empty()
@@ -76,6 +78,7 @@ impl Filter {
                 || holds(client_id)
                 || comments.as_deref().is_some_and(holds)
                 || routes.iter().any(|route| hosts(route).any(|host| holds(&host))))
+            && (self.application.is_none() || self.application == *application)
             && self.state.as_deref().is_none_or(|state| view::connection_state(bound, now).0 == state)
     }
 }
@@ -105,9 +108,22 @@ pub async fn list(
     Ok(Json(json!({ "items": items, "cursor": cursor })))
 }
 
-pub async fn get(State(admin): State<Admin>, Path(name): Path<String>) -> Result<Json<Value>, Problem> {
-    let snapshot = admin.snapshot.load_full();
-    Ok(Json(view::connection(bound(&snapshot, &name)?, admin.clock.now())))
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ConnectionQuery {
+    #[serde(default)]
+    resolved: bool,
+}
+
+pub async fn get(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    query: Result<Query<ConnectionQuery>, QueryRejection>,
+) -> Result<Json<Value>, Problem> {
+    let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
+    let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
+    let bound = bound(&snapshot, &name)?;
+    Ok(Json(if query.resolved { view::resolved(bound, now) } else { view::connection(bound, now) }))
 }
 
 fn item(bound: &BoundConnection, now: Now) -> Value {
@@ -126,6 +142,7 @@ fn item(bound: &BoundConnection, now: Now) -> Value {
         "state": state,
         "grant": connection.grant.as_str(),
         "client_id": connection.client_id,
+        "application": connection.application,
         "comments": connection.comments,
         "expires_at": current.map(|token| view::expiry(token)),
         "last_attempt": slot_state.as_ref().map(|state| view::last_attempt(state)),

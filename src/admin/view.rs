@@ -1,13 +1,14 @@
 //! JSON of connections and tokens in the API.
 //!
-//! Invariant: no token and no secret is shown; a value that may hold one (a parameter, a query) is shown by name only.
+//! Invariant: no token and no secret is shown; the definition is masked when it is read (`config::reading::written`).
 
 use std::sync::Arc;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use url::Url;
 
 use crate::clock::Now;
+use crate::config::connection_defaults;
 use crate::model::connection::*;
 use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
@@ -40,67 +41,89 @@ pub fn expiry(token: &InjectedToken) -> String {
     rfc3339(token.expires.wall)
 }
 
+/// The definition as written, with the state of the connection.
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
+    let mut members = definition(&bound.connection);
+    members.extend(state(bound, now));
+    members.into()
+}
+
+/// As [`connection`], with each key of the definition as `{value, source}`, and the defaults of absent keys.
+pub fn resolved(bound: &BoundConnection, now: Now) -> Value {
+    let connection = &bound.connection;
+    let mut members = connection_defaults();
+    // These depend on other keys.
+    members.insert("grant".to_owned(), connection.grant.as_str().into());
+    members.insert("send_credentials".to_owned(), connection.client_auth.as_str().into());
+    if !matches!(connection.client_auth, ClientAuth::Basic(..)) {
+        members.remove("basic_encoding");
+    }
+    members.values_mut().for_each(|value| *value = json!({ "value": value.take(), "source": "default" }));
+    for (key, value) in definition(connection) {
+        let source = source(&connection.written, &key);
+        members.insert(key, json!({ "value": value, "source": source }));
+    }
+    members.extend(state(bound, now));
+    members.into()
+}
+
+/// The keys of the definition, in JSON.
+fn definition(connection: &Connection) -> Map<String, Value> {
+    serde_json::from_str(&connection.written.json).unwrap_or_default()
+}
+
+/// Where a key of the definition was written: `FILE:LINE`, or `api`.
+fn source(written: &WrittenDefinition, key: &str) -> String {
+    match &written.defined_in {
+        DefinedIn::Api => "api".to_owned(),
+        DefinedIn::File(path) => {
+            let line = written.lines.iter().find(|(written, _)| written == key).map_or(1, |(_, line)| *line);
+            format!("{}:{line}", path.display())
+        }
+    }
+}
+
+/// The members that are not keys of the definition: the connection's state, and the values that its keys lead to.
+fn state(bound: &BoundConnection, now: Now) -> Map<String, Value> {
     let connection = &bound.connection;
     let shared: Vec<_> = bound.definitions.iter().filter_map(|own| own.slots.as_ref()?.shared()).collect();
     let (word, state) = connection_state(bound, now);
     let current = state.as_ref().and_then(|state| state.token.as_ref());
-    let secret = !connection.client_auth.secrets().is_empty();
-    let set = |set: bool| set.then(|| json!({ "set": true }));
-    let username = connection.grant.username();
-    let endpoints = &connection.endpoints;
-    let tokens = match connection.tokens {
-        Tokens::Shared => "shared",
-        Tokens::PerSubject => "per_subject",
-    };
-    let by_browser = connection.grant.consent_flow() == Some(ConsentFlow::AuthorizationCode);
-    let pkce = by_browser.then(|| connection.authorization.pkce.as_str());
-    let available = connection.available_scopes.iter().map(|(name, scopes)| (name.clone(), json!(scopes.join(" "))));
-    json!({
-        "name": connection.name.as_str(),
-        "active": connection.active,
-        "state": word,
-        "expires_at": current.map(|token| expiry(token)),
-        "last_attempt": state.as_ref().map(|state| last_attempt(state)),
-        "comments": connection.comments,
-        "grant": connection.grant.as_str(),
-        "grant_type": connection.grant_type,
-        "username": username,
-        "password": set(username.is_some()),
-        "client_id": connection.client_id,
-        "client_secret": set(secret),
-        "send_credentials": connection.client_auth.as_str(),
-        "mutual_tls": set(connection.mutual_tls.is_some()),
-        "token_url": endpoints.token.as_ref().map(without_credentials),
-        "revocation_url": endpoints.revocation.as_ref().map(without_credentials),
-        "authorization_url": endpoints.authorization.as_ref().map(without_credentials),
-        "device_authorization_url": endpoints.device_authorization.as_ref().map(without_credentials),
-        "redirect_url": connection.authorization.redirect_url,
-        "pkce": pkce,
-        "authorize_params": set_names(&connection.authorization.params),
-        "issuer": endpoints.issuer,
-        "scopes": connection.scopes,
-        "available_scopes": available.collect::<serde_json::Map<_, _>>(),
-        "audience": connection.audience,
-        "resource": connection.resource,
-        "token_params": set_names(&connection.token_params),
-        "profiles": connection.profiles.iter().map(|own| profile(own)).collect::<Vec<_>>(),
-        "script": set(connection.script.is_some()),
-        "tokens": tokens,
-        "shared_tokens": shared.iter().map(|slot| token(slot, now)).collect::<Vec<_>>(),
-        "accessible_from": connection.accessible_from.as_ref().map(|names| names.iter().map(|n| n.as_str()).collect::<Vec<_>>()),
-        "routes": connection.routes.iter().map(route).collect::<Vec<_>>(),
-    })
+    let members = [
+        ("state", word.into()),
+        ("expires_at", current.map(|token| expiry(token)).into()),
+        ("last_attempt", state.as_ref().map(|state| last_attempt(state)).into()),
+        ("shared_tokens", shared.iter().map(|slot| token(slot, now)).collect()),
+        ("effective", effective(connection)),
+        ("source", source(&connection.written, "name").into()),
+    ];
+    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-/// The names of parameters; their values may be secrets.
-fn set_names(params: &[(String, String)]) -> Value {
-    params.iter().map(|(name, _)| (name.clone(), json!({ "set": true }))).collect()
+/// What the definition means where its keys leave it to a default, a list of names or the connection of a profile.
+fn effective(connection: &Connection) -> Value {
+    let callers = connection.accessible_from.as_ref();
+    json!({
+        "active": connection.active,
+        "grant": connection.grant.as_str(),
+        "send_credentials": connection.client_auth.as_str(),
+        "token_url": connection.endpoints.token.as_ref().map(without_query),
+        "scopes": connection.scopes,
+        "accessible_from": callers.map(|names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>()),
+        "profiles": connection.profiles.iter().map(|own| profile(own)).collect::<Vec<_>>(),
+    })
 }
 
 /// Orders states from best to worst.
 fn severity(state: &str) -> Option<usize> {
     ["fresh", "due", "starting", "expired", "reauthorize", "misconfigured"].iter().position(|one| *one == state)
+}
+
+/// The URL of an endpoint without its query, which may hold a secret.
+fn without_query(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.into()
 }
 
 fn profile(connection: &Connection) -> Value {
@@ -110,99 +133,16 @@ fn profile(connection: &Connection) -> Value {
         "scopes": connection.scopes,
         "audience": connection.audience,
         "resource": connection.resource,
-        "authorize_params": set_names(&connection.authorization.params),
-        "token_params": set_names(&connection.token_params),
     })
-}
-
-/// A URL without the parts that may hold a credential.
-fn without_credentials(url: &Url) -> String {
-    let mut url = url.clone();
-    // Both fail only for a URL that cannot have them.
-    let _ = url.set_username("");
-    let _ = url.set_password(None);
-    url.set_query(None);
-    url.set_fragment(None);
-    url.into()
 }
 
 /// What a route matches, as one word: the host or the mount, and the path.
 pub fn route_match(route: &Route) -> String {
     let base = match &route.matches {
         RouteMatch::Host { pattern, port } => host(pattern, *port),
-        RouteMatch::Mount { prefix, .. } => slashed(prefix).to_owned(),
+        RouteMatch::Mount { prefix, .. } => if prefix.is_root() { "/" } else { prefix.as_str() }.to_owned(),
     };
     if route.path.is_root() { base } else { base + route.path.as_str() }
-}
-
-fn route(route: &Route) -> Value {
-    let (host, mount, upstream) = match &route.matches {
-        RouteMatch::Host { pattern, port } => (Some(host(pattern, *port)), None, None),
-        RouteMatch::Mount { prefix, upstream, base } => {
-            (None, Some(slashed(prefix)), Some(format!("{upstream}{}", base.as_str())))
-        }
-    };
-    let mut inject = injection_point(&route.inject);
-    if !route.others.is_empty() {
-        let first = (route.inject != Inject::Nothing).then_some(inject);
-        let others = route.others.iter().map(|other| {
-            let mut point = injection_point(&other.inject);
-            point["connection"] = other.connection.as_str().into();
-            point
-        });
-        inject = first.into_iter().chain(others).collect();
-    }
-    let set_headers = route.set_headers.iter().map(|(name, _)| (name.to_string(), json!({ "set": true })));
-    let existing = match route.existing {
-        Existing::Overwrite => "overwrite",
-        Existing::Keep => "keep",
-        Existing::Refuse => "refuse",
-    };
-    let without_token = match route.without_token {
-        WithoutToken::Fail => "fail",
-        WithoutToken::Forward => "forward",
-    };
-    json!({
-        "host": host,
-        "mount": mount,
-        "upstream": upstream,
-        "path": slashed(&route.path),
-        "methods": route.methods.as_ref().map(|methods| methods.iter().map(|m| m.as_str()).collect::<Vec<_>>()),
-        "upstream_tls": route.tls.upgrade,
-        "inject": inject,
-        "set_headers": set_headers.collect::<serde_json::Map<_, _>>(),
-        "existing": existing,
-        "strip": strip(&route.strip),
-        "without_token": without_token,
-        "profile": route.profile.as_ref().map(|profile| profile.as_str()),
-        "only_when_named": route.only_when_named,
-    })
-}
-
-/// In the syntax of the configuration.
-fn strip(strip: &Strip) -> Value {
-    let name = |name: &StripName| match name {
-        StripName::HeaderOrParameter(_, name) => name.clone(),
-        StripName::Parameter(name) => format!("?{name}"),
-    };
-    match (strip.known, strip.names.as_slice()) {
-        (false, []) => Value::Null,
-        (true, []) => KNOWN.into(),
-        (known, names) => known.then(|| KNOWN.to_owned()).into_iter().chain(names.iter().map(name)).collect(),
-    }
-}
-
-/// In the syntax of the configuration.
-fn injection_point(inject: &Inject) -> Value {
-    match inject {
-        Inject::Header { header, scheme } => json!({ "header": header.as_str(), "scheme": scheme }),
-        Inject::Query { name } => json!({ "query": name }),
-        Inject::Nothing => "none".into(),
-    }
-}
-
-fn slashed(path: &PathPrefix) -> &str {
-    if path.is_root() { "/" } else { path.as_str() }
 }
 
 /// In the syntax of the configuration.

@@ -102,7 +102,7 @@ fn init(arguments: &InitArguments) -> ExitCode {
 /// exit code.
 fn hosts(path: &Path) -> Result<Vec<Host>, ExitCode> {
     let loaded =
-        config::load(path, Arc::new(StoreOpener::new(Clock::system(), Tasks::default()))).map_err(|problems| {
+        config::load(path, Arc::new(StoreOpener::new(Clock::system(), Tasks::default())), &[]).map_err(|problems| {
             println!("{problems}");
             super::refuse(path, &problems)
         })?;

@@ -35,7 +35,7 @@ pub struct CheckArguments {
 pub fn check(arguments: &CheckArguments) -> ExitCode {
     let path = arguments.config.path();
     let opener = Arc::new(StoreOpener::new(Clock::system(), Tasks::default()));
-    let result = config::load(&path, opener.clone());
+    let result = config::load(&path, opener.clone(), &[]);
     let notes = result.as_ref().map(|loaded| notes(&loaded.model, &opener)).unwrap_or_default();
     let checked = result.as_ref().ok().filter(|_| arguments.online).map(|loaded| online::checks(&loaded.model));
     let checked = match checked.transpose() {

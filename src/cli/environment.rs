@@ -146,7 +146,7 @@ impl ProxyArguments {
             super::refuse(&path, &problems);
             Failed::Misconfigured
         };
-        let Loaded { model, .. } = config::load(&path, opener()).map_err(refused)?;
+        let Loaded { model, .. } = config::load(&path, opener(), &[]).map_err(refused)?;
         let mut proxy = self.proxy_url(&model)?;
         if let Some(caller) = &self.caller {
             let name = model.callers.iter().map(|configured| &configured.name).find(|name| name.as_str() == caller);

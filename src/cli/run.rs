@@ -18,7 +18,7 @@ use crate::telemetry::Logging;
 pub fn run(arguments: &ConfigArguments) -> ExitCode {
     let (path, tasks) = (arguments.path(), Tasks::default());
     let opener = Arc::new(StoreOpener::new(Clock::system(), tasks.clone()));
-    let loaded = match config::load(&path, opener.clone()) {
+    let loaded = match config::load(&path, opener.clone(), &[]) {
         Ok(loaded) => loaded,
         Err(problems) => {
             eprintln!("{problems}");

@@ -47,7 +47,8 @@ fn connection(item: &Value) -> Vec<String> {
     }
     let routes = if shown.is_empty() { "-".to_owned() } else { shown.join(",") };
     let error = last_error(item);
-    vec![text(&item["name"]), text(&item["state"]), text(&item["grant"]), text(&item["expires_at"]), routes, error]
+    let grant = text(&item["grant"]);
+    vec![text(&item["name"]), text(&item["state"]), grant, text(&item["expires_at"]), routes, error]
 }
 
 /// The row of one profile's token, below the row of its connection.

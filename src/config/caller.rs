@@ -2,7 +2,7 @@
 //!
 //! Invariants: each caller has a condition; a condition names only listeners and Unix users that exist.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use nix::unistd::User;
 use schemars::JsonSchema;
@@ -43,6 +43,10 @@ pub struct CallerFile {
     /// Client certificate that the caller presents at a listener with `client_ca`.
     #[schemars(extend("examples" = [{"san": ["billing.svc"]}]))]
     pub certificate: Field<CallerCertificateFile>,
+    /// Application that the caller belongs to: it may use connections with `accessible_from: application` and the same
+    /// `application`.
+    #[schemars(extend("examples" = ["billing"]))]
+    pub application: Field<shape::Text>,
     /// Subjects that the caller may act for, on connections with `tokens: per_subject`; `team-*` matches a prefix.
     /// Absent: only the caller's own name.
     #[schemars(extend("examples" = [["alice", "team-*"]]))]
@@ -62,18 +66,20 @@ pub struct CallerCertificateFile {
 
 impl Keys for CallerCertificateFile {}
 
-/// Reads the callers; the names include those of invalid callers.
-pub fn callers(
-    node: Option<NodeRef<'_>>,
-    listeners: Option<&Listeners>,
-    sink: &mut Sink,
-) -> (Vec<Caller>, HashSet<Name>) {
+/// The name of each caller and its application, including callers with other problems.
+pub type Callers = HashMap<Name, Option<String>>;
+
+/// Reads the callers.
+pub fn callers(node: Option<NodeRef<'_>>, listeners: Option<&Listeners>, sink: &mut Sink) -> (Vec<Caller>, Callers) {
+    let mut known = Callers::new();
     let mut lines: HashMap<Name, usize> = HashMap::new();
     let mut callers = Vec::new();
     for item in node.and_then(|node| node.items(sink)).unwrap_or_default() {
         let Some(section) = item.section::<CallerFile>(sink) else { continue };
         let at = section.require(section.keys.name, "name", "give the caller a name", sink);
         let name = at.as_ref().and_then(|node| node.parse(sink, value::name));
+        let application = section.get(section.keys.application).and_then(|node| node.line(sink));
+        known.extend(name.clone().map(|name| (name, application)));
         if let (Some(at), Some(name)) = (at, &name) {
             match lines.get(name) {
                 Some(line) => at.problem(
@@ -86,7 +92,7 @@ pub fn callers(
         }
         callers.extend(caller(&section, name, listeners, sink));
     }
-    (callers, lines.into_keys().collect())
+    (callers, known)
 }
 
 /// The secret of the caller `name`, if it has one.

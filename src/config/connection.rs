@@ -1,9 +1,10 @@
 //! Reads one item of `connections` into a checked [`Connection`].
 //!
-//! `grant`, `client`, `consent`, `params`, `token_format`, `script` and `profile` read the settings of its tokens;
-//! `route`, `header`, `inject` and `strip` those of the requests that get them. `conflict`, `tunnel` and
-//! `extra_origins` work across connections.
+//! `about` reads what describes the connection; `grant`, `client`, `consent`, `params`, `token_format`, `script` and
+//! `profile` read the settings of its tokens; `route`, `header`, `inject` and `strip` those of the requests that get
+//! them. `conflict`, `tunnel` and `extra_origins` work across connections.
 
+mod about;
 mod client;
 mod conflict;
 mod consent;
@@ -22,37 +23,49 @@ mod strip;
 mod token_format;
 mod tunnel;
 
-use std::collections::HashSet;
+use std::sync::Arc;
 
 use http::StatusCode;
 
-pub use self::conflict::{check as check_conflicts, redirects as check_redirects};
+pub use self::conflict::{Registry, Surroundings};
 pub use self::draft::Draft;
-pub use self::extra_origins::collect_extra_origins;
-pub use self::file::ConnectionFile;
-pub use self::tunnel::check as check_tunnels;
+pub use self::extra_origins::{check_injected, collect_extra_origins};
+pub use self::file::{ConnectionFile, MutualTlsFile};
 
+use self::about::About;
 use self::client::{authorization_server, client_auth, mutual_tls};
 use self::grant::grants;
 use self::params::{TOKEN_REQUEST_OWN, params};
+use super::caller::Callers;
 use super::reading::{
-    NodeRef, Section, Sink,
+    NodeRef, Section, Sink, SourceKind,
     endpoint::{self, Endpoint},
-    reference, suggest, value,
+    published::Destinations,
+    reference, value,
+    written::Shapes,
 };
 use crate::model::Name;
 use crate::model::connection::*;
-use crate::model::origin::Authority;
+use crate::model::origin::{Authority, Host};
 use crate::model::token::default_profile;
 
-pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Sink) -> Option<Draft<'a>> {
+/// What the connections of a configuration refer to.
+pub struct Context {
+    pub callers: Callers,
+    /// The shapes of a connection's values.
+    pub shapes: Shapes,
+}
+
+pub fn connection<'a>(node: &NodeRef<'a>, context: &Context, sink: &mut Sink) -> Option<Draft<'a>> {
     let section = node.section::<ConnectionFile>(sink)?;
     let keys = &section.keys;
     let named = section.require(keys.name, "name", "give the connection a name", sink);
     let name = named.and_then(|at| Some((at.parse(sink, value::name)?, at)));
     let allow_cleartext = section.get(keys.allow_cleartext).and_then(|node| node.boolean(sink)).unwrap_or(false);
     let (endpoints, endpoint_nodes) = endpoints(&section, allow_cleartext, sink);
-    let accessible_from = section.get(keys.accessible_from).map(|node| accessible_from(&node, callers, sink));
+    sink.destinations = endpoints.as_ref().map(destinations).unwrap_or_default();
+    let about = about::about(&section, sink);
+    let accessible_from = about::accessible_from(&section, about.application.as_deref(), &context.callers, sink);
     let certificate = section.get(keys.mutual_tls).map(|node| mutual_tls(&node, sink));
     let items = section.get(keys.routes).and_then(|node| node.items(sink)).unwrap_or_default();
     let client_certificate = certificate.as_ref().map(Option::as_ref);
@@ -64,6 +77,8 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Si
     let routes: Vec<_> = items.iter().filter_map(read).collect();
     let parts = Parts {
         name: name.as_ref().map(|(name, _)| name.clone()),
+        written: written(node, &context.shapes),
+        about,
         endpoints,
         certificate,
         accessible_from: accessible_from.clone(),
@@ -71,12 +86,30 @@ pub fn connection<'a>(node: &NodeRef<'a>, callers: &HashSet<Name>, sink: &mut Si
         routes: &routes,
     };
     let connection = assemble(&section, parts, sink);
+    let secret_hosts = std::mem::take(&mut sink.destinations).permitted.map(Into::into);
+    if let (SourceKind::Api, Some(_), Some(at)) = (node.source.kind, &secret_hosts, section.get(keys.script)) {
+        // What a script throws is shown.
+        let hint = "remove the script, or use a secret of the definition's own";
+        at.problem(sink, "a script could reveal the published secret", hint);
+    }
+    let connection = connection.map(|connection| connection.with_secret_hosts(secret_hosts));
     Some(Draft { name, endpoints: endpoint_nodes, callers: accessible_from, routes, connection, node: node.clone() })
+}
+
+fn written(node: &NodeRef<'_>, shapes: &Shapes) -> WrittenDefinition {
+    let (json, lines) = shapes.definition(node);
+    let defined_in = match node.source.kind {
+        SourceKind::File => DefinedIn::File(node.source.path.as_path().into()),
+        SourceKind::Api => DefinedIn::Api,
+    };
+    WrittenDefinition { defined_in, json, lines }
 }
 
 /// Keys that are read before the others.
 struct Parts<'a> {
     name: Option<Name>,
+    written: WrittenDefinition,
+    about: About,
     endpoints: Option<Endpoints>,
     /// `Some(None)`: present, but invalid.
     certificate: Option<Option<ClientCertificate>>,
@@ -97,7 +130,6 @@ fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut 
     let client_id = client_id.and_then(|node| node.line(sink));
     let client_auth = client_auth(section, parts.certificate.is_some(), has_issuer, sink);
     let active = section.get(keys.active).map_or(Some(true), |node| node.boolean(sink));
-    let comments = section.get(keys.comments).and_then(|node| Some(reference::text(&node, sink)?.value));
     let authorization_server = authorization_server(section.get(keys.authorization_server), sink);
     let available_scopes = section.get(keys.available_scopes).map(|node| profile::available_scopes(&node, sink));
     let available = available_scopes.as_deref();
@@ -129,10 +161,14 @@ fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut 
     check_caller_tokens(section, &definitions, tokens, parts.routes, sink);
     let connection = Connection {
         name: parts.name?,
+        written: Arc::new(parts.written),
         profile: default_profile(),
         profiles: Vec::new(),
         active: active?,
-        comments,
+        comments: parts.about.comments,
+        logo_url: parts.about.logo_url,
+        application: parts.about.application,
+        client_secret_expires_at: parts.about.client_secret_expires_at,
         variables,
         grant: grant?,
         grant_type,
@@ -155,6 +191,7 @@ fn assemble(section: &Section<'_, ConnectionFile>, parts: Parts<'_>, sink: &mut 
         token_rejected,
         accessible_from: parts.accessible_from,
         routes: parts.routes.iter().map(|(_, route)| route.clone()).collect(),
+        secret_hosts: None,
         extra_origins: Vec::new(),
     };
     profile::with_profiles(connection, overrides.into_iter().zip(grants))
@@ -225,8 +262,9 @@ fn endpoints<'a>(
         Some(_) => section.get(keys.token_url),
     };
     let token = token.map(|at| read(at, sink));
-    let others = [keys.revocation_url, keys.authorization_url, keys.device_authorization_url];
-    let [revocation, authorization, device] = others.map(|key| section.get(key).map(|at| read(at, sink)));
+    let revocation = section.get(keys.revocation_url).map(|at| read(at, sink));
+    let authorization = section.get(keys.authorization_url).map(|at| read(at, sink));
+    let device = section.get(keys.device_authorization_url).map(|at| read(at, sink));
     if let (Some(at), Some(Some(url))) = (section.get(keys.authorization_url), &authorization) {
         consent::check_query(&at, url, sink);
     }
@@ -241,6 +279,20 @@ fn endpoints<'a>(
     let with_server =
         |server| Endpoints { server, token, revocation, authorization, device_authorization, issuer, allow_cleartext };
     (server.map(with_server), nodes)
+}
+
+/// The hosts that receive the secrets of the connection; a browser never carries one to the authorization URL.
+fn destinations(endpoints: &Endpoints) -> Destinations {
+    let issuer = endpoints.issuer.as_ref().and_then(|issuer| issuer.parse().ok());
+    let urls = [
+        ("token_url", endpoints.token.clone()),
+        ("revocation_url", endpoints.revocation.clone()),
+        ("device_authorization_url", endpoints.device_authorization.clone()),
+        ("issuer", issuer),
+    ];
+    let host = |url: url::Url| Host::parse(url.host_str()?).ok();
+    let hosts = urls.into_iter().filter_map(|(key, url)| Some((key, host(url?)?))).collect();
+    Destinations { hosts, allow_cleartext: endpoints.allow_cleartext, permitted: None }
 }
 
 fn lifetimes(section: &Section<'_, ConnectionFile>, sink: &mut Sink) -> Lifetimes {
@@ -261,18 +313,4 @@ fn lifetimes(section: &Section<'_, ConnectionFile>, sink: &mut Sink) -> Lifetime
         lifetimes.keep_warm = node.parse(sink, value::positive_duration);
     }
     lifetimes
-}
-
-fn accessible_from(node: &NodeRef<'_>, callers: &HashSet<Name>, sink: &mut Sink) -> Vec<Name> {
-    let mut names = Vec::new();
-    for item in node.items(sink).unwrap_or_default() {
-        let Some(name) = item.parse(sink, value::name) else { continue };
-        if !callers.contains(&name) {
-            let hint = suggest(name.as_str(), callers.iter().map(Name::as_str), "add it under `callers` or remove it");
-            item.problem(sink, format!("no caller is named `{name}`"), hint);
-        } else if !names.contains(&name) {
-            names.push(name);
-        }
-    }
-    names
 }

@@ -3,8 +3,10 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::reading::{Fault, Field, Keys, NodeRef, Sink, endpoint, pem, secret, shape};
+use super::reading::published::Destinations;
+use super::reading::{Fault, Field, Keys, NodeRef, Sink, SourceKind, endpoint, pem, secret, shape};
 use crate::model::connection::ForwardProxy;
+use crate::model::origin::Host;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "forward_proxy", deny_unknown_fields)]
@@ -20,16 +22,17 @@ pub struct ForwardProxyFile {
     pub password: Field<shape::Secret>,
     /// PEM files of the CAs that sign an https proxy's certificate, or of that certificate itself.
     #[schemars(extend("examples" = [["corp.pem"]]))]
-    pub trust: Field<shape::NonemptyList<shape::Text>>,
+    pub trust: Field<shape::NonemptyList<shape::FilePath>>,
 }
 
 impl Keys for ForwardProxyFile {}
 
 /// Reads a URL, or a map with one.
 pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy> {
+    let may_be_private = node.source.kind == SourceKind::File;
     if !node.is_map() {
         let url = node.parse_url(sink, endpoint::proxy)?;
-        return Some(ForwardProxy { url, credentials: None, trust: None });
+        return Some(ForwardProxy { url, credentials: None, trust: None, may_be_private });
     }
     let section = node.section::<ForwardProxyFile>(sink)?;
     let keys = &section.keys;
@@ -46,12 +49,19 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
                 )),
                 false => Ok(text.to_owned()),
             });
-            username.zip(secret::secret(&password, sink))
+            // The proxy alone receives this secret.
+            let host = url.as_ref().and_then(|url| Host::parse(url.host_str()?).ok());
+            let hosts = host.map(|host| ("proxy.url", host)).into_iter().collect();
+            let of_proxy = Destinations { hosts, ..Destinations::default() };
+            let others = std::mem::replace(&mut sink.destinations, of_proxy);
+            let password = secret::secret(&password, sink);
+            sink.destinations = others;
+            username.zip(password)
         }
         (Some(one), None) | (None, Some(one)) => {
             one.problem(sink, "`username` and `password` must be set together", "write both, or neither");
             None
         }
     };
-    Some(ForwardProxy { url: url?, credentials, trust })
+    Some(ForwardProxy { url: url?, credentials, trust, may_be_private })
 }

@@ -66,7 +66,7 @@ impl Keys for ListenerFile {}
 pub struct ListenerTlsFile {
     /// PEM file of the certificate, followed by its chain; read again when it changes.
     #[schemars(required, extend("examples" = ["tls.pem"]))]
-    pub certificate: Field<shape::Text>,
+    pub certificate: Field<shape::FilePath>,
     /// Private key of the certificate in PEM.
     #[schemars(required, extend("examples" = [{"file": "tls.key"}]))]
     pub key: Field<shape::Secret>,

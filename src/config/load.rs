@@ -13,7 +13,7 @@ pub fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
     sink.file(path);
     let problem = |sink: &mut Sink, line: usize, column: usize, message: String, hint: &str| {
         let (file, path, hint) = (path.to_owned(), String::new(), hint.to_owned());
-        sink.problem(Problem { file, line, column, path, message, hint });
+        sink.problem(Problem { file, line, column, path, code: None, message, hint });
     };
     let bytes = match reference::read_bounded(path, BYTES_MAX) {
         Ok(bytes) => bytes,

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use schemars::Schema;
 use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform as _};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::top::TopFile;
 
@@ -23,6 +23,13 @@ pub fn schema() -> Value {
     schema.insert("$defs".to_owned(), generator.take_definitions(true).into());
     RecursiveTransform(tidy).transform(&mut schema);
     schema.to_value()
+}
+
+/// The keys of a connection that have a default, with it.
+pub fn connection_defaults() -> Map<String, Value> {
+    let schema = schema();
+    let keys = schema["$defs"]["connection"]["properties"].as_object().into_iter().flatten();
+    keys.filter_map(|(key, schema)| Some((key.clone(), schema.get("default")?.clone()))).collect()
 }
 
 /// Every key of the configuration, at any depth.

@@ -1,13 +1,13 @@
 //! Reads every top-level key but `connections` into the model, and fills in defaults.
 
-use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
+use super::caller::Callers;
 use super::reading::{NodeRef, Section, Sink, endpoint, pem, value};
 use super::top::{ReadinessFile, TopFile, WORKERS_MAX};
 use super::{admin, bounds, caller, egress, interception, listener, observe, state_dir, store};
-use crate::model::{Model, Name};
+use crate::model::Model;
 
 const READINESS_WAIT: Duration = Duration::from_secs(5);
 
@@ -17,8 +17,7 @@ pub struct Settings {
     pub model: Model,
     /// False if `listeners` was invalid, and the model has the default ones instead.
     pub listeners_are_valid: bool,
-    /// Names of all callers, including callers with other problems.
-    pub caller_names: HashSet<Name>,
+    pub callers: Callers,
 }
 
 pub fn settings(top: &Section<'_, TopFile>, sink: &mut Sink) -> Settings {
@@ -30,7 +29,7 @@ pub fn settings(top: &Section<'_, TopFile>, sink: &mut Sink) -> Settings {
     let has_callers = top.get(keys.callers).is_some_and(|node| node.has_items());
     let (admin, has_users) = admin::access(top.get(keys.admin), sink);
     let listeners = listener::listeners(top.get(keys.listeners), has_callers, has_users, sink);
-    let (callers, caller_names) =
+    let (callers, known_callers) =
         caller::callers(top.get(keys.callers), listeners.as_ref().map(|(listeners, _)| listeners), sink);
     let listeners_are_valid = listeners.is_some();
     let (listeners, listener_tls) = listeners.unwrap_or_else(listener::default_listeners);
@@ -55,7 +54,7 @@ pub fn settings(top: &Section<'_, TopFile>, sink: &mut Sink) -> Settings {
         audit: observe::audit(top.get(keys.audit), sink).unwrap_or_default(),
         connections: Vec::new(),
     };
-    Settings { model, listeners_are_valid, caller_names }
+    Settings { model, listeners_are_valid, callers: known_callers }
 }
 
 fn workers(node: Option<NodeRef<'_>>, sink: &mut Sink) -> usize {

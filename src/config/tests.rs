@@ -1,5 +1,6 @@
 //! The whole validator: text in, problems or a model out.
 
+mod about;
 mod accepted;
 mod authorization;
 mod client;
@@ -7,9 +8,12 @@ mod files;
 mod grants;
 mod interception;
 mod profiles;
+mod published;
 mod refused;
 mod routes;
 mod store;
+mod stored;
+mod written;
 
 use std::path::Path;
 use std::time::Duration;

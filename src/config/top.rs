@@ -6,11 +6,12 @@ use serde::Deserialize;
 use super::admin::AdminFile;
 use super::bounds::{LimitsFile, TimeoutsFile};
 use super::caller::CallerFile;
-use super::connection::ConnectionFile;
+use super::connection::{ConnectionFile, MutualTlsFile};
 use super::egress::EgressFile;
 use super::interception::InterceptionFile;
 use super::listener::ListenersFile;
 use super::observe::{AuditFile, LogFile, TracingFile};
+use super::published::PublishedSecretFile;
 use super::reading::{Field, Keys, shape};
 use super::store::StoreFile;
 
@@ -83,6 +84,19 @@ pub struct TopFile {
     /// must trust it. Absent: TLS in tunnels is relayed untouched.
     #[schemars(extend("examples" = [{"ca_certificate": "ca.pem", "ca_key": {"file": "ca-key.pem"}}]))]
     pub interception: Field<InterceptionFile>,
+    /// Secrets that connections may use by name, `{use: NAME}`; meant for definitions made over the API, which hold no
+    /// references of their own.
+    #[schemars(extend(
+        "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"},
+        "examples" = [{"crm": {"file": "/run/secrets/crm", "hosts": ["login.acme.test"]}}]
+    ))]
+    pub secrets: Field<shape::Map<PublishedSecretFile>>,
+    /// Client certificates that connections may use by name, `mutual_tls: NAME`.
+    #[schemars(extend(
+        "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9_-]{0,62}$"},
+        "examples" = [{"partner": {"certificate": "partner.pem", "key": {"file": "/run/secrets/partner.key"}}}]
+    ))]
+    pub mutual_tls_profiles: Field<shape::Map<MutualTlsFile>>,
     /// OAuth clients and the requests that carry their tokens.
     #[schemars(extend(
         "examples" = [

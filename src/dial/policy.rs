@@ -3,8 +3,8 @@
 //! A private address needs a host that the configuration names, or a network in `egress.allow_private`. Link-local,
 //! metadata, unspecified and multicast addresses and our own listeners need a route that names that exact address. A
 //! literal address in a route or URL is permitted only on that port, and only to requests that name the address
-//! literally. An address that embeds others (IPv4-mapped, NAT64, 6to4, Teredo) is judged by each of them, since its
-//! packets are sent there.
+//! literally. Definitions that were made over the API open no address. An address that embeds others (IPv4-mapped,
+//! NAT64, 6to4, Teredo) is judged by each of them, since its packets are sent there.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -47,7 +47,7 @@ impl AddressPolicy {
             ..AddressPolicy::default()
         };
         policy.named.extend(model.hosts.iter().map(|entry| entry.host.clone()));
-        for connection in &model.connections {
+        for connection in model.connections.iter().filter(|connection| connection.written.opens_addresses()) {
             let endpoints = &connection.endpoints;
             let others = [&endpoints.revocation, &endpoints.authorization, &endpoints.device_authorization];
             let urls = std::iter::once(&endpoints.server).chain(others.into_iter().flatten()).cloned();

@@ -141,3 +141,34 @@ async fn the_next_address_is_tried_after_a_failure_or_a_delay() {
         assert!((after_ms..after_ms + 5).contains(&took), "{tried:?}: {took} ms");
     }
 }
+
+#[test]
+fn only_connections_of_files_open_private_addresses() {
+    use std::path::Path;
+
+    use crate::model::connection::{DefinedIn, WrittenDefinition};
+
+    let text = "connections:\n- {name: own, client_id: id, token_url: \"https://login.internal/t\", revocation_url: \
+                \"https://10.0.0.7/r\", issuer: \"https://issuer.internal\", routes: [{host: api.internal}, {host: \
+                \"169.254.169.254:*\"}]}\n";
+    let mut model = crate::config::load_text(text, Path::new("a.yaml")).unwrap().model;
+    let by_file = AddressPolicy::new(&model, &[]);
+    let written = WrittenDefinition { defined_in: DefinedIn::Api, json: String::new(), lines: Vec::new() };
+    Arc::make_mut(&mut model.connections[0]).written = Arc::new(written);
+    let by_api = AddressPolicy::new(&model, &[]);
+    for (host, address) in [
+        ("login.internal", "10.0.0.1"),
+        ("issuer.internal", "10.0.0.1"),
+        ("api.internal", "10.0.0.1"),
+        ("10.0.0.7", "10.0.0.7"),
+        ("169.254.169.254", "169.254.169.254"),
+    ] {
+        let check = |policy: &AddressPolicy| {
+            policy.check(&Host::parse(host).unwrap(), format!("{address}:443").parse().unwrap()).is_ok()
+        };
+        assert!(check(&by_file), "{host}");
+        assert!(!check(&by_api), "{host}");
+    }
+    let public = by_api.check(&Host::parse("login.internal").unwrap(), "192.0.2.1:443".parse().unwrap());
+    assert!(public.is_ok(), "public addresses need no permission");
+}

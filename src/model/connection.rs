@@ -10,6 +10,7 @@ mod profile;
 mod route;
 mod strip;
 mod token_format;
+mod written;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,9 @@ use std::time::Duration;
 use url::Url;
 
 use super::Name;
+use super::origin::Host;
 use super::secret::Secret;
+use super::time::WallTime;
 
 pub use assertion::*;
 pub use client::*;
@@ -28,12 +31,15 @@ pub use origins::{OriginSet, RouteOrigin};
 pub use route::*;
 pub use strip::*;
 pub use token_format::*;
+pub use written::*;
 
 /// A configured OAuth link: how its token is acquired, and which requests get it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Connection {
     /// Unique among all connections; the label `connection` of metrics.
     pub name: Name,
+    /// As its administrator wrote it; shared by its profiles.
+    pub written: Arc<WrittenDefinition>,
     /// Name of this definition: `default`, or one of `profiles`.
     pub profile: Name,
     /// Other definitions of the same client, in configuration order; their own `profiles` are empty.
@@ -42,6 +48,12 @@ pub struct Connection {
     pub active: bool,
     /// Free text for people; the admin API shows it.
     pub comments: Option<String>,
+    /// https.
+    pub logo_url: Option<Url>,
+    /// The application that owns the connection.
+    pub application: Option<String>,
+    /// A forecast.
+    pub client_secret_expires_at: Option<WallTime>,
     /// Variables of the script; a value may be a key, so all are secrets.
     pub variables: Vec<(String, Secret)>,
     /// How the first token is acquired, with the parameters of the grant.
@@ -86,8 +98,27 @@ pub struct Connection {
     pub accessible_from: Option<Vec<Name>>,
     /// In configuration order; the router orders them by precedence.
     pub routes: Vec<Route>,
+    /// Hosts that its requests with secrets may be sent to; `None`: any, since no published secret is among them.
+    pub secret_hosts: Option<Arc<[Host]>>,
     /// Origins of other connections' routes that inject this connection's token.
     pub extra_origins: Vec<RouteOrigin>,
+}
+
+impl Connection {
+    /// The same connection and profiles, restricted to `hosts`.
+    pub fn with_secret_hosts(self, hosts: Option<Arc<[Host]>>) -> Connection {
+        let restricted =
+            |profile: Arc<Connection>| Arc::new(Arc::unwrap_or_clone(profile).with_secret_hosts(hosts.clone()));
+        let profiles = self.profiles.into_iter().map(restricted).collect();
+        Connection { profiles, secret_hosts: hosts, ..self }
+    }
+
+    /// True if the secrets of the connection may be sent to `url`.
+    pub fn may_send_secrets_to(&self, url: &Url) -> bool {
+        let Some(hosts) = &self.secret_hosts else { return true };
+        let host = url.host_str().and_then(|host| Host::parse(host).ok());
+        host.is_some_and(|host| hosts.contains(&host))
+    }
 }
 
 /// OAuth endpoints. Each is https or loopback, unless `allow_cleartext` is set.
@@ -175,10 +206,18 @@ impl Connection {
     pub fn sample(name: &str) -> Connection {
         Connection {
             name: Name::parse(name).unwrap(),
+            written: Arc::new(WrittenDefinition {
+                defined_in: DefinedIn::File(std::path::Path::new("a.yaml").into()),
+                json: "{}".to_owned(),
+                lines: Vec::new(),
+            }),
             profile: super::token::default_profile(),
             profiles: Vec::new(),
             active: true,
             comments: None,
+            logo_url: None,
+            application: None,
+            client_secret_expires_at: None,
             variables: Vec::new(),
             grant: Grant::ClientCredentials,
             grant_type: None,
@@ -205,6 +244,7 @@ impl Connection {
             token_rejected: Vec::new(),
             accessible_from: None,
             routes: Vec::new(),
+            secret_hosts: None,
             extra_origins: Vec::new(),
         }
     }

@@ -16,6 +16,13 @@ pub struct Listeners {
     pub public: Option<Listener>,
 }
 
+impl Listeners {
+    /// True if the listener of the consent pages is on loopback.
+    pub fn consent_is_local(&self) -> bool {
+        self.public.as_ref().unwrap_or(&self.admin).address.ip().to_canonical().is_loopback()
+    }
+}
+
 /// A listener's address; with port 0, the system picks a free port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {

@@ -14,7 +14,7 @@ use super::form::Fields;
 use super::redact::Redactor;
 use super::transport::{self, Timely, TokenResponse};
 use super::verdict::Sent;
-use super::{TokenEndpoint, TokenRequestContext, query, refused, response, response_secrets};
+use super::{TokenEndpoint, TokenRequestContext, discovery, query, refused, response, response_secrets};
 use crate::clock::Clock;
 use crate::model::connection::{RequestEncoding, TokenResponseFormat};
 use crate::model::secret::Secret;
@@ -83,7 +83,15 @@ impl Call<'_> {
         fields: &Fields,
         read: impl Fn(&TokenResponse, &Redactor) -> Result<T, Failure>,
     ) -> Result<T, Failure> {
-        let TokenEndpoint { credentials, preferred, .. } = self.endpoint;
+        let TokenEndpoint { credentials, preferred, connection, .. } = self.endpoint;
+        if !connection.may_send_secrets_to(&self.url) {
+            // Only metadata names such a host: those in the configuration were checked.
+            let host = self.url.host_str().unwrap_or_default();
+            return Err(discovery::incomplete(&format!(
+                "names an endpoint at {host}, which is not among the `hosts` of the published secret"
+            )));
+        }
+        self.endpoint.check_literals(&self.url)?;
         let start = preferred.load(Ordering::Relaxed);
         let mut last = None;
         for index in (0..credentials.len()).map(|offset| (start + offset) % credentials.len()) {

@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use url::Url;
+
 use super::discovery::Discovery;
 use crate::dial::Dialer;
 use crate::model::Roots;
@@ -41,6 +43,8 @@ struct DiscoveryKey {
     allow_cleartext: bool,
     /// `mtls_endpoint_aliases` take precedence (RFC 8705 §5).
     mutual_tls: bool,
+    /// The issuer's host may have a private address.
+    may_be_private: bool,
 }
 type Discoveries = HashMap<DiscoveryKey, Vec<(ClientSettings, Arc<Discovery>)>>;
 
@@ -89,15 +93,20 @@ impl HttpClients {
     pub fn discovery(&self, connection: &Connection, http: &reqwest::Client) -> Option<Arc<Discovery>> {
         let issuer = connection.endpoints.issuer.clone()?;
         let (allow_cleartext, mutual_tls) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
+        let may_be_private = connection.written.opens_addresses();
         let settings = ClientSettings::new(&connection.authorization_server, connection.mutual_tls.as_ref());
         let mut discoveries = lock(&self.discoveries);
-        let same_key =
-            discoveries.entry(DiscoveryKey { issuer: issuer.clone(), allow_cleartext, mutual_tls }).or_default();
+        let same_key = discoveries
+            .entry(DiscoveryKey { issuer: issuer.clone(), allow_cleartext, mutual_tls, may_be_private })
+            .or_default();
         if let Some((_, discovery)) = same_key.iter().find(|(existing, _)| *existing == settings) {
             return Some(discovery.clone());
         }
-        let discovery =
-            Arc::new(Discovery::new(issuer, http.clone(), self.dialer.clone(), allow_cleartext, mutual_tls));
+        // Metadata may name endpoints at other ports of the issuer's own address.
+        let host = Url::parse(&issuer).ok().and_then(|issuer| Host::parse(issuer.host_str()?).ok());
+        let host = host.filter(|_| may_be_private);
+        let dialer = host.into_iter().fold(self.dialer.clone(), |dialer, host| dialer.permitting_private(host));
+        let discovery = Arc::new(Discovery::new(issuer, http.clone(), dialer, allow_cleartext, mutual_tls));
         same_key.push((settings, discovery.clone()));
         Some(discovery)
     }
@@ -113,7 +122,8 @@ impl HttpClients {
             ServerProxy::Direct => None,
             ServerProxy::Own(proxy) => Some(proxy),
         };
-        let proxy_host = proxy.and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
+        let proxy_host =
+            proxy.filter(|proxy| proxy.may_be_private).and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
         // The proxy's own name may resolve to a private address, for this client only: callers cannot reach it that
         // way.
         let dialer =

@@ -113,9 +113,6 @@ impl Discovery {
         allow_cleartext: bool,
         mutual_tls: bool,
     ) -> Discovery {
-        // Metadata may name endpoints at other ports of the issuer's own address.
-        let host = Url::parse(&issuer).ok().and_then(|issuer| Host::parse(issuer.host_str()?).ok());
-        let dialer = host.into_iter().fold(dialer, |dialer, host| dialer.permitting_private(host));
         Discovery { issuer, http, dialer, allow_cleartext, mutual_tls, cache: ArcSwap::default() }
     }
 

@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 
 use super::*;
 use crate::dial::{AddressPolicy, Dialer, NetworkSettings};
-use crate::model::connection::ClientCertificate;
 use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints, ServerProxy};
+use crate::model::connection::{ClientCertificate, DefinedIn, ForwardProxy, WrittenDefinition};
 use crate::model::origin::Host;
 use crate::model::secret::Secret;
 use crate::model::{HostOverride, Roots};
@@ -282,4 +282,43 @@ fn the_future_of_a_request_is_send() {
     fn check(_: impl Send) {}
     let endpoint = endpoint("http://localhost/", ClientAuth::None, None);
     check(endpoint.first_grant(TokenRequestContext::default()));
+}
+
+/// Only files open private addresses, whether a definition names them literally or by a name.
+#[tokio::test]
+async fn no_url_of_a_definition_made_over_the_api_has_a_private_address() {
+    let host = Host::parse("internal.test").unwrap();
+    let hosts = [HostOverride { host, address: Ipv4Addr::LOCALHOST.into(), port: None }];
+    for (is_file, reached) in [(true, 1), (false, 0)] {
+        for (key, name) in
+            [("token", "127.0.0.1"), ("issuer", "127.0.0.1"), ("proxy", "127.0.0.1"), ("proxy", "internal.test")]
+        {
+            let server = Server::start(vec![reply("400 Bad Request", "{}")], None).await;
+            let url: Url = format!("http://{name}:{}", server.port).parse().unwrap();
+            let mut definition = connection("http://192.0.2.1/token", body_auth(), None);
+            let defined_in = if is_file { definition.written.defined_in.clone() } else { DefinedIn::Api };
+            definition.written = Arc::new(WrittenDefinition { defined_in, json: String::new(), lines: Vec::new() });
+            match key {
+                "token" => definition.endpoints = Endpoints::of_token_url(url),
+                "proxy" => {
+                    let proxy = ForwardProxy { url, credentials: None, trust: None, may_be_private: is_file };
+                    definition.authorization_server.proxy = ServerProxy::Own(proxy);
+                }
+                _ => {
+                    definition.endpoints.token = None;
+                    definition.endpoints.issuer = Some(url.to_string());
+                }
+            }
+            let settings = NetworkSettings { hosts: &hosts, policy: AddressPolicy::default(), egress_proxy: None };
+            let dialer = Dialer::new(settings, &Tasks::default(), None);
+            let clients = HttpClients::new(Trust::new(&Roots::from([])), dialer);
+            let endpoint = TokenEndpoint::new(Arc::new(definition), &clients).unwrap();
+            assert!(endpoint.first_grant(TokenRequestContext::default()).await.is_err());
+            if !is_file {
+                let checks = endpoint.preflight(None).await;
+                assert!(checks.iter().any(|check| check.outcome == CheckOutcome::Failed), "{checks:?}");
+            }
+            assert_eq!(server.count(), reached, "file: {is_file}, {key} at {name}");
+        }
+    }
 }

@@ -38,8 +38,10 @@ impl Scene {
                 tokens.address
             )
         };
+        let by_application = connection("app", "X", "host: app.test")
+            .replace("accessible_from: [X]", "application: erp, accessible_from: application");
         let config = format!(
-            "hosts: {{api.test: \"{0}\", only-a.test: \"{0}\", none.test: \"{0}\", other.test: \"{0}\"}}\ncallers:\n{callers}connections:\n{1}{2}{3}{4}{5}",
+            "hosts: {{app.test: \"{0}\", api.test: \"{0}\", only-a.test: \"{0}\", none.test: \"{0}\", other.test: \"{0}\"}}\ncallers:\n{callers}connections:\n{1}{2}{3}{4}{5}{by_application}",
             upstream.address,
             connection("a", "billing", "host: api.test"),
             connection("b", "batch", "host: api.test"),
@@ -73,7 +75,7 @@ impl Scene {
     }
 }
 
-const CALLERS: &str = "- {name: billing, secret: s3cret}\n- {name: batch, secret: other}\n\
+const CALLERS: &str = "- {name: billing, secret: s3cret, application: erp}\n- {name: batch, secret: other}\n\
     - {name: hashed, secret: {sha256: HEX}}\n- {name: local, cidr: [127.0.0.0/8]}\n- {name: far, secret: far, cidr: [10.0.0.0/8]}\n\
     - {name: near, secret: near, cidr: [127.0.0.0/8]}\n";
 
@@ -123,6 +125,14 @@ async fn each_caller_gets_its_own_token_for_the_same_host() {
         ("accessible_from: []", none, basic("billing", "s3cret"), 403, None),
         ("accessible_from names it", only, basic("billing", "s3cret"), 200, Some("Bearer token-of-only-a")),
         ("accessible_from names another", only, basic("batch", "other"), 403, None),
+        (
+            "a caller of the application",
+            "http://app.test/",
+            basic("billing", "s3cret"),
+            200,
+            Some("Bearer token-of-app"),
+        ),
+        ("a caller without application", "http://app.test/", basic("batch", "other"), 403, None),
         ("both conditions hold", "http://other.test/", basic("near", "near"), 200, Some("")),
         ("by address, no route", "http://other.test/", String::new(), 200, Some("")),
         ("sha256", "http://other.test/", basic("hashed", "shared"), 200, Some("")),

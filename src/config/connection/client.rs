@@ -3,8 +3,9 @@
 use super::file::{AuthorizationServerFile, ClientAssertionFile, ConnectionFile, MutualTlsFile};
 use super::keywords::{MacAlgorithm, SendCredentials, SigningAlgorithm};
 use crate::config::forward_proxy::forward_proxy;
-use crate::config::reading::{Field, Keys, NodeRef, Section, Sink, pem, secret, shape, value};
+use crate::config::reading::{Field, Keys, NodeRef, Section, Sink, pem, secret, shape, suggest, value};
 use crate::jwt::{self, SigningKey};
+use crate::model::Name;
 use crate::model::connection::*;
 use crate::model::secret::Secret;
 
@@ -192,8 +193,20 @@ fn secrets(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Vec<Secret>> {
     secrets.into_iter().collect::<Option<Vec<_>>>().filter(|secrets| !secrets.is_empty())
 }
 
-/// Reads a certificate with its chain, and its private key.
+/// Reads a certificate with its chain and its private key, or the name of one that the operator has published.
 pub fn mutual_tls(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ClientCertificate> {
+    if node.written().is_some() {
+        let name = node.parse(sink, value::name)?;
+        let published = sink.published.clone()?;
+        let Some(certificate) = published.mutual_tls.get(&name) else {
+            let known = published.mutual_tls.keys().map(Name::as_str);
+            let hint =
+                suggest(name.as_str(), known, "add it under `mutual_tls_profiles`, or write its certificate and key");
+            node.problem(sink, format!("no mutual TLS profile is named `{name}`"), hint);
+            return None;
+        };
+        return certificate.clone();
+    }
     let section = node.section::<MutualTlsFile>(sink)?;
     pem::certificate(&section, (section.keys.certificate, section.keys.key), sink)
 }

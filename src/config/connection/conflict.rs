@@ -1,50 +1,32 @@
 //! Conflicts between connections: equal names, routes that match the same requests, ports that contradict `hosts`. Also
 //! reports a missing `public_url`, which depends on the listeners.
+//!
+//! Not here: tunnels (`tunnel`), tokens of other connections (`extra_origins`).
 
 use std::collections::HashMap;
+use std::ptr;
 
 use super::draft::Draft;
+use super::tunnel::Tunnels;
 use crate::config::reading::{NodeRef, Sink};
 use crate::model::connection::{ConsentFlow, Grant, HostPattern, PathPrefix, PortRule, Route, RouteMatch};
-use crate::model::{HostOverride, Listeners, Name};
+use crate::model::{HostOverride, Name};
 
-pub fn check(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
-    names(drafts, sink);
-    routes(drafts, sink);
-    ports(drafts, hosts, sink);
+/// Top-level settings that connections are compared with.
+#[derive(Debug)]
+pub struct Surroundings<'s> {
+    pub hosts: &'s [HostOverride],
+    pub has_interception: bool,
+    /// False if redirect URLs have a default: `public_url`, or a listener on loopback.
+    pub needs_redirect_url: bool,
 }
 
-/// Reports connections without a redirect URL: its default comes from `public_url`, whose default exists only on
-/// loopback.
-pub fn redirects(drafts: &[Draft<'_>], listeners: &Listeners, sink: &mut Sink) {
-    let address = listeners.public.as_ref().unwrap_or(&listeners.admin).address;
-    if address.ip().to_canonical().is_loopback() {
-        return;
-    }
-    let needs_public_url = |draft: &&Draft<'_>| {
-        let connection = draft.connection.as_ref();
-        connection.is_some_and(|own| {
-            let by_browser = |grant: &Grant| grant.consent_flow() == Some(ConsentFlow::AuthorizationCode);
-            own.grants().any(by_browser) && own.authorization.redirect_url.is_none()
-        })
-    };
-    for draft in drafts.iter().filter(needs_public_url) {
-        let hint = "set `public_url` to the https URL where browsers reach the listener, or set `redirect_url` here";
-        draft.node.problem(sink, "the redirect URL needs `public_url`, which is missing", hint);
-    }
-}
-
-fn names(drafts: &[Draft<'_>], sink: &mut Sink) {
-    let mut first: HashMap<&Name, &NodeRef<'_>> = HashMap::new();
-    for (name, node) in drafts.iter().filter_map(|draft| draft.name.as_ref()) {
-        match first.get(name) {
-            Some(other) => {
-                let message = format!("another connection is named `{name}` ({})", other.location());
-                node.problem(sink, message, "give each connection its own name");
-            }
-            None => drop(first.insert(name, node)),
-        }
-    }
+/// The connections that have been compared with each other.
+pub struct Registry<'d> {
+    surroundings: &'d Surroundings<'d>,
+    names: HashMap<&'d Name, &'d NodeRef<'d>>,
+    ranked: HashMap<Rank<'d>, Vec<(&'d Draft<'d>, &'d NodeRef<'d>, &'d Route)>>,
+    tunnels: Tunnels<'d>,
 }
 
 /// Routes with an equal rank compete for the same requests.
@@ -54,19 +36,54 @@ enum Rank<'m> {
     Mount(&'m PathPrefix),
 }
 
-fn routes(drafts: &[Draft<'_>], sink: &mut Sink) {
-    let mut ranked: HashMap<Rank<'_>, Vec<(&Draft<'_>, &NodeRef<'_>, &Route)>> = HashMap::new();
-    for draft in drafts {
+impl<'d> Registry<'d> {
+    pub fn new(surroundings: &'d Surroundings<'d>) -> Registry<'d> {
+        Registry { surroundings, names: HashMap::new(), ranked: HashMap::new(), tunnels: Tunnels::default() }
+    }
+
+    /// Reports the conflicts of a connection with those that were added before, and adds it.
+    pub fn add(&mut self, draft: &'d Draft<'d>, sink: &mut Sink) {
+        self.add_name(draft, sink);
+        self.add_routes(draft, sink);
+        self.tunnels.add(draft, self.surroundings.has_interception, sink);
+        check_ports(draft, self.surroundings.hosts, sink);
+        if self.surroundings.needs_redirect_url {
+            check_redirect_url(draft, sink);
+        }
+    }
+
+    /// Removes a connection that was added.
+    pub fn remove(&mut self, draft: &'d Draft<'d>) {
+        if let Some((name, node)) = &draft.name
+            && self.names.get(name).is_some_and(|other| ptr::eq(*other, node))
+        {
+            self.names.remove(name);
+        }
+        for (_, route) in &draft.routes {
+            let rivals = self.ranked.entry(rank(route)).or_default();
+            rivals.retain(|(other, ..)| !ptr::eq(*other, draft));
+        }
+        self.tunnels.remove(draft);
+    }
+
+    fn add_name(&mut self, draft: &'d Draft<'d>, sink: &mut Sink) {
+        let Some((name, node)) = &draft.name else { return };
+        match self.names.get(name) {
+            Some(other) => {
+                let message = format!("another connection is named `{name}` ({})", other.location());
+                node.problem(sink, message, "give each connection its own name");
+            }
+            None => drop(self.names.insert(name, node)),
+        }
+    }
+
+    fn add_routes(&mut self, draft: &'d Draft<'d>, sink: &mut Sink) {
         for (node, route) in &draft.routes {
-            let rank = match &route.matches {
-                RouteMatch::Host { pattern, port } => Rank::Host(pattern, *port, &route.path),
-                RouteMatch::Mount { prefix, .. } => Rank::Mount(prefix),
-            };
-            let rivals = ranked.entry(rank).or_default();
+            let rivals = self.ranked.entry(rank(route)).or_default();
             let rival = rivals.iter().find(|(other, _, rival)| {
-                callers_overlap(draft.callers.as_deref(), other.callers.as_deref())
+                draft.shares_callers_with(other)
                     && methods_overlap(route, rival)
-                    && naming_overlaps(std::ptr::eq(draft, *other), route, rival)
+                    && naming_overlaps(ptr::eq(draft, *other), route, rival)
             });
             if let Some((_, other, _)) = rival {
                 let message = format!("matches the same requests as {} ({})", other.path, other.location());
@@ -78,11 +95,23 @@ fn routes(drafts: &[Draft<'_>], sink: &mut Sink) {
     }
 }
 
-pub fn callers_overlap(one: Option<&[Name]>, other: Option<&[Name]>) -> bool {
-    match (one, other) {
-        (None, None) => true,
-        (Some(list), None) | (None, Some(list)) => !list.is_empty(),
-        (Some(one), Some(other)) => one.iter().any(|name| other.contains(name)),
+fn rank(route: &Route) -> Rank<'_> {
+    match &route.matches {
+        RouteMatch::Host { pattern, port } => Rank::Host(pattern, *port, &route.path),
+        RouteMatch::Mount { prefix, .. } => Rank::Mount(prefix),
+    }
+}
+
+/// Reports a connection without a redirect URL: its default comes from `public_url`, whose default exists only on
+/// loopback.
+fn check_redirect_url(draft: &Draft<'_>, sink: &mut Sink) {
+    let needs_public_url = draft.connection.as_ref().is_some_and(|connection| {
+        let by_browser = |grant: &Grant| grant.consent_flow() == Some(ConsentFlow::AuthorizationCode);
+        connection.grants().any(by_browser) && connection.authorization.redirect_url.is_none()
+    });
+    if needs_public_url {
+        let hint = "set `public_url` to the https URL where browsers reach the listener, or set `redirect_url` here";
+        draft.node.problem(sink, "the redirect URL needs `public_url`, which is missing", hint);
     }
 }
 
@@ -108,8 +137,8 @@ fn naming_overlaps(same_connection: bool, one: &Route, other: &Route) -> bool {
 }
 
 /// Reports an endpoint whose URL and `hosts` entry have different ports.
-fn ports(drafts: &[Draft<'_>], hosts: &[HostOverride], sink: &mut Sink) {
-    for (authority, node) in drafts.iter().flat_map(|draft| &draft.endpoints) {
+fn check_ports(draft: &Draft<'_>, hosts: &[HostOverride], sink: &mut Sink) {
+    for (authority, node) in &draft.endpoints {
         let entry = hosts.iter().find(|entry| entry.host == authority.host);
         if let (Some(port), Some(other)) = (authority.port, entry.and_then(|entry| entry.port))
             && port != other

@@ -16,3 +16,14 @@ pub struct Draft<'a> {
     pub connection: Option<Connection>,
     pub node: NodeRef<'a>,
 }
+
+impl Draft<'_> {
+    /// True if some caller may use both connections.
+    pub fn shares_callers_with(&self, other: &Draft<'_>) -> bool {
+        match (&self.callers, &other.callers) {
+            (None, None) => true,
+            (Some(list), None) | (None, Some(list)) => !list.is_empty(),
+            (Some(one), Some(other)) => one.iter().any(|name| other.contains(name)),
+        }
+    }
+}

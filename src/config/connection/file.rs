@@ -16,7 +16,7 @@ pub use self::route::{InjectFile, RouteFile, UpstreamTlsFile};
 pub use self::token::{
     FailureFile, RefreshRefusedFile, ScriptFile, TokenRejectedFile, TokenRequestFile, TokenResponseFile,
 };
-use super::keywords::SendCredentials;
+use super::keywords::{SameApplication, SendCredentials};
 use super::params::{AUTHORIZATION_OWN, TOKEN_REQUEST_OWN, other_names};
 use crate::config::reading::{Field, Keys, shape};
 use crate::model::connection::{BasicEncoding, GrantKind, Tokens};
@@ -34,9 +34,15 @@ pub struct ConnectionFile {
     /// Free-text note for people.
     #[schemars(extend("examples" = ["The CRM's API, as the billing service"]))]
     pub comments: Field<shape::Text>,
+    /// Logo of the service, shown on pages; https.
+    #[schemars(extend("examples" = ["https://www.acme.test/logo.png"]))]
+    pub logo_url: Field<shape::Url>,
+    /// Application that owns the connection; `accessible_from: application` refers to it.
+    #[schemars(extend("examples" = ["billing"]))]
+    pub application: Field<shape::Text>,
     /// Names and values that the script reads as `ctx.variables`.
     #[schemars(extend("examples" = [{"tenant": "acme"}]))]
-    pub variables: Field<shape::Map<shape::Text>>,
+    pub variables: Field<shape::Map<shape::Confidential>>,
     /// Grant that acquires a token.
     #[schemars(extend("default" = "client_credentials"))]
     pub grant: Field<shape::OneOf<GrantKind>>,
@@ -49,6 +55,9 @@ pub struct ConnectionFile {
     /// Client secret; during a rotation, a list that is tried in order.
     #[schemars(extend("examples" = [{"file": "/run/secrets/crm"}, [{"file": "new"}, {"file": "old"}]]))]
     pub client_secret: Field<shape::OneOrMany<shape::Secret>>,
+    /// When the client secret expires (RFC 3339): a forecast. `check` warns from 30 days before.
+    #[schemars(extend("examples" = ["2027-05-01T00:00:00Z"]))]
+    pub client_secret_expires_at: Field<shape::Timestamp>,
     /// How the client authenticates: with its secret in the body or as HTTP Basic, with a JWT signed by its key or its
     /// secret, with its TLS certificate, or with its identifier only. Without a secret, the default is none.
     #[schemars(extend("default" = "body"))]
@@ -64,23 +73,26 @@ pub struct ConnectionFile {
         ]
     ))]
     pub client_assertion: Field<ClientAssertionFile>,
-    /// Client certificate for the token and revocation endpoints, with any `send_credentials`.
-    #[schemars(extend("examples" = [{"certificate": "client.pem", "key": {"file": "/run/secrets/client.key"}}]))]
-    pub mutual_tls: Field<MutualTlsFile>,
+    /// Client certificate for the token and revocation endpoints, with any `send_credentials`: a certificate and its
+    /// key, or the name of one under `mutual_tls_profiles`.
+    #[schemars(extend(
+        "examples" = [{"certificate": "client.pem", "key": {"file": "/run/secrets/client.key"}}, "partner"]
+    ))]
+    pub mutual_tls: Field<shape::Either<MutualTlsFile, shape::Name>>,
     /// Token endpoint; https, except on loopback. Optional with `issuer`.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/token"]))]
-    pub token_url: Field<shape::Url>,
+    pub token_url: Field<shape::EndpointUrl>,
     /// Revocation endpoint (RFC 7009). Absent: the one in the issuer's metadata; without one, nothing is revoked at the
     /// server.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/revoke"]))]
-    pub revocation_url: Field<shape::Url>,
+    pub revocation_url: Field<shape::EndpointUrl>,
     /// Authorization endpoint, where a person's browser is sent. Its query is kept, except for names that the grant or
     /// `authorize_params` sets. With it, `grant` defaults to authorization_code.
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/authorize?prompt=consent"]))]
     pub authorization_url: Field<shape::Url>,
     /// Device authorization endpoint (RFC 8628).
     #[schemars(extend("examples" = ["https://login.acme.test/oauth2/device"]))]
-    pub device_authorization_url: Field<shape::Url>,
+    pub device_authorization_url: Field<shape::EndpointUrl>,
     /// Redirect URI, where the browser returns. Absent: `<public_url>/oauth/callback`.
     #[schemars(extend("examples" = ["https://keys.acme.test/oauth/callback"]))]
     pub redirect_url: Field<shape::Url>,
@@ -117,7 +129,7 @@ pub struct ConnectionFile {
         "default" = {},
         "examples" = [{"tenant": "acme"}]
     ))]
-    pub token_params: Field<shape::Map<shape::Text>>,
+    pub token_params: Field<shape::Map<shape::Confidential>>,
     /// Encoding and headers of token requests, for servers that need more than a form.
     #[schemars(extend("examples" = [{"encoding": "json"}]))]
     pub token_request: Field<TokenRequestFile>,
@@ -178,9 +190,10 @@ pub struct ConnectionFile {
     /// Responses that mean the API rejected the token.
     #[schemars(extend("default" = [{"status": 401}]))]
     pub token_rejected: Field<shape::List<TokenRejectedFile>>,
-    /// Callers that may use the connection. Absent: all; an empty list: none.
-    #[schemars(extend("examples" = [["billing"]]))]
-    pub accessible_from: Field<shape::List<shape::Name>>,
+    /// Callers that may use the connection; `application`: those with the same `application`. Absent: all; an empty
+    /// list: none.
+    #[schemars(extend("examples" = [["billing"], "application"]))]
+    pub accessible_from: Field<shape::Either<shape::List<shape::Name>, shape::OneOf<SameApplication>>>,
     /// Names that `scopes` may use, here and in profiles, each with the scopes to request for it. Absent: any scope.
     #[schemars(extend("propertyNames" = {"minLength": 1}, "examples" = [{"Read": "crm.read", "Write": "crm.write"}]))]
     pub available_scopes: Field<shape::Map<shape::Either<shape::Text, shape::List<shape::Text>>>>,
@@ -194,7 +207,7 @@ pub struct ConnectionFile {
 }
 
 impl Keys for ConnectionFile {
-    const NOT_BUILT: &'static [&'static str] = &["provider", "logo_url", "application"];
+    const NOT_BUILT: &'static [&'static str] = &["provider"];
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -220,7 +233,7 @@ pub struct ProfileFile {
     pub authorize_params: Field<shape::Map<shape::Text>>,
     /// Additional parameters of its token requests, instead of the connection's.
     #[schemars(extend("propertyNames" = other_names(&TOKEN_REQUEST_OWN), "examples" = [{"tenant": "acme"}]))]
-    pub token_params: Field<shape::Map<shape::Text>>,
+    pub token_params: Field<shape::Map<shape::Confidential>>,
 }
 
 impl Keys for ProfileFile {}

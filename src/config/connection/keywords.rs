@@ -151,6 +151,16 @@ impl Keyword for FromCaller {
     }
 }
 
+/// `accessible_from: application`
+#[derive(Debug, Clone, Copy)]
+pub struct SameApplication;
+
+impl Keyword for SameApplication {
+    fn keywords() -> Vec<(&'static str, SameApplication)> {
+        vec![("application", SameApplication)]
+    }
+}
+
 /// `inject: none`
 #[derive(Debug, Clone, Copy)]
 pub struct Nowhere;

@@ -33,6 +33,7 @@ pub fn script(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ScriptSource> {
             line,
             column: error.column.unwrap_or(1),
             path: at.path.clone(),
+            code: None,
             message,
             hint: "fix the script".to_owned(),
         }),

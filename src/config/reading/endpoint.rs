@@ -39,6 +39,15 @@ pub fn token_url(text: &str) -> Result<Endpoint, Fault> {
     Ok(Endpoint { url, scheme, authority })
 }
 
+/// The URL of an image that people see: https.
+pub fn logo_url(text: &str) -> Result<Url, Fault> {
+    let endpoint = token_url(text)?;
+    match endpoint.scheme {
+        Scheme::Https => Ok(endpoint.url),
+        Scheme::Http => Err(Fault::new("is not https", "write https://HOST/PATH")),
+    }
+}
+
 /// Checks an issuer, which has neither a query nor a fragment (RFC 8414 §2).
 pub fn issuer(text: &str) -> Result<(), Fault> {
     match text.contains(['?', '#']) {

@@ -145,7 +145,8 @@ mod tests {
     #[track_caller]
     fn check(line: &str, column: usize, message: &str, source: &str, mark: &str) {
         let (path, hint) = ("a.b".to_owned(), String::new());
-        let problem = Problem { file: "a".into(), line: 1, column, path, message: message.to_owned(), hint };
+        let problem =
+            Problem { file: "a".into(), line: 1, column, path, code: None, message: message.to_owned(), hint };
         let keys = ["egress", "unmatched", "name", "workers", "include", "trust", "client_secret", "token_params"];
         let keys = keys.map(String::from).into();
         assert_eq!(excerpt(line, &problem, &keys), Some((source.to_owned(), mark.to_owned())), "{line}");
@@ -209,6 +210,7 @@ mod tests {
             line: 1,
             column,
             path: String::new(),
+            code: None,
             message: String::new(),
             hint: String::new(),
         };

@@ -6,57 +6,20 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
-use std::path::{Path, PathBuf};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, Deserializer, Visitor, value};
 
-use super::document::{self, Document, Flaw, Kind, Node};
+use super::document::{self, Kind, Node};
 use super::problem::{Problem, Sink, suggest};
-
-/// One file: its path, to which paths in it are relative, and its tree.
-#[derive(Debug)]
-pub struct Source {
-    pub path: PathBuf,
-    pub document: Document,
-}
+use super::source::Source;
 
 impl Source {
-    /// Parses `text`, and reports flaws to the sink. `None` if there is no tree.
-    pub fn parse(text: &str, path: &Path, sink: &mut Sink) -> Option<Source> {
-        let report = |flaw: Flaw, sink: &mut Sink| {
-            let Flaw { line, column, path: yaml_path, message, hint } = flaw;
-            sink.problem(Problem {
-                file: path.to_owned(),
-                line,
-                column,
-                path: yaml_path,
-                message,
-                hint: hint.to_owned(),
-            });
-        };
-        match Document::parse(text) {
-            Ok((document, flaws)) => {
-                flaws.into_iter().for_each(|flaw| report(flaw, sink));
-                Some(Source { path: path.to_owned(), document })
-            }
-            Err(flaw) => {
-                report(flaw, sink);
-                None
-            }
-        }
-    }
-
     pub fn root(&self) -> Option<NodeRef<'_>> {
         let number = self.document.root()?;
         let Node { line, column, .. } = self.document.node(number);
         Some(NodeRef { source: self, number, line: *line, column: *column, path: String::new() })
-    }
-
-    /// Resolves a path relative to this file.
-    pub fn resolve(&self, path: &str) -> PathBuf {
-        self.path.parent().unwrap_or(Path::new("")).join(path)
     }
 }
 
@@ -64,7 +27,7 @@ impl Source {
 #[derive(Debug, Clone)]
 pub struct NodeRef<'a> {
     pub source: &'a Source,
-    number: usize,
+    pub(super) number: usize,
     pub line: usize,
     pub column: usize,
     pub path: String,
@@ -105,10 +68,11 @@ impl<'a> NodeRef<'a> {
         }
     }
 
-    fn to_problem(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
+    pub(super) fn to_problem(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
         let NodeRef { line, column, ref path, .. } = *self;
         let file = self.source.path.clone();
-        Problem { file, line, column, path: path.clone(), message: message.into(), hint: hint.into() }
+        let (message, hint) = (message.into(), hint.into());
+        Problem { file, line, column, path: path.clone(), code: None, message, hint }
     }
 
     pub fn problem(&self, sink: &mut Sink, message: impl Into<String>, hint: impl Into<String>) {
@@ -305,6 +269,8 @@ fn field_names<T: DeserializeOwned>() -> &'static [&'static str] {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
     #[derive(Debug, Deserialize)]

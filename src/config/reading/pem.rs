@@ -98,7 +98,7 @@ pub fn replacement_roots(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Roots> {
 /// Reads a certificate with its chain, and the private key that belongs to it.
 pub fn certificate<K: Keys>(
     section: &Section<'_, K>,
-    (certificate, key): (Field<shape::Text>, Field<shape::Secret>),
+    (certificate, key): (Field<shape::FilePath>, Field<shape::Secret>),
     sink: &mut Sink,
 ) -> Option<ClientCertificate> {
     let hint = "write the path of a PEM file with the certificate, then its chain";

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest;
 use serde::Serialize;
 
+use super::published::{Destinations, Published};
 use crate::model::StoreSettings;
 use crate::model::secret::Vault;
 use crate::telemetry::is_deceptive;
@@ -27,6 +28,9 @@ pub struct Problem {
     pub column: usize,
     /// Such as `connections[2].token_url`; empty for the whole file.
     pub path: String,
+    /// For programs; `None` if the message says it all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub code: Option<&'static str>,
     pub message: String,
     pub hint: String,
 }
@@ -42,7 +46,7 @@ pub struct Problems {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Problem { file, line, column, path, message, hint } = self;
+        let Problem { file, line, column, path, message, hint, .. } = self;
         let mut text = format!("{}:{line}:{column}: ", file.display());
         if !path.is_empty() {
             text += path;
@@ -79,6 +83,10 @@ pub struct Sink {
     pub vault: Option<Arc<dyn Vault>>,
     /// The store and the state directory, once they are known.
     pub store: Option<(StoreSettings, PathBuf)>,
+    /// Resolves `{use: NAME}` and `mutual_tls: NAME`; `None` outside connections.
+    pub published: Option<Arc<Published>>,
+    /// Where the secrets that are being read are sent.
+    pub destinations: Destinations,
     problems: Vec<Problem>,
     warnings: Vec<Problem>,
     files: BTreeSet<PathBuf>,
@@ -103,6 +111,11 @@ impl fmt::Debug for Contents {
 }
 
 impl Sink {
+    /// An empty sink for a definition that may fail by itself: it refers to the same published secrets.
+    pub fn fork(&self) -> Sink {
+        Sink { published: self.published.clone(), ..Sink::default() }
+    }
+
     pub fn problem(&mut self, problem: Problem) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(problem);
@@ -152,7 +165,7 @@ impl Sink {
             let message = format!("{} more problems are not listed", self.unlisted);
             let hint = "fix the first ones and check again".to_owned();
             let (file, path) = (main.to_owned(), String::new());
-            self.problems.push(Problem { file, line: 1, column: 1, path, message, hint });
+            self.problems.push(Problem { file, line: 1, column: 1, path, code: None, message, hint });
         }
         if self.problems.is_empty() {
             return Ok((self.warnings, self.files.into_iter().collect()));
@@ -182,7 +195,7 @@ mod tests {
 
     fn problem(message: &str) -> Problem {
         let (path, hint) = ("connections[2].token_url".to_owned(), "write it".to_owned());
-        Problem { file: "a.yaml".into(), line: 3, column: 7, path, message: message.to_owned(), hint }
+        Problem { file: "a.yaml".into(), line: 3, column: 7, path, code: None, message: message.to_owned(), hint }
     }
 
     #[test]

@@ -1,15 +1,16 @@
 //! Resolves the references `${env:NAME}` and `${file:PATH}` in a text.
 //!
-//! Invariants: a value is never parsed again as YAML or for references; every file is bounded in size and recorded in
-//! the sink; messages name the variable or the file, never its content. Not here: `{file: PATH}` and other sources of
-//! secrets (`secret`), certificates (`pem`).
+//! Invariants: a definition that was made over the API gets nothing from files or variables; a value is never parsed
+//! again as YAML or for references; every file is bounded in size and recorded in the sink; messages name the variable or
+//! the file, never its content. Not here: `{file: PATH}` and other sources of secrets (`secret`), certificates (`pem`).
 
 use std::fs::File;
 use std::io::{ErrorKind, Read as _};
 use std::path::Path;
 
 use super::node::NodeRef;
-use super::problem::Sink;
+use super::problem::{Problem, Sink};
+use super::source::SourceKind;
 
 /// Maximum size of a secret, or of a file behind `${file:…}`.
 const TEXT_BYTES_MAX: usize = 64 * 1024;
@@ -49,7 +50,26 @@ pub fn text<'a>(node: &NodeRef<'a>, sink: &mut Sink) -> Option<Text<'a>> {
     resolved.then_some(Text { value, written, has_reference })
 }
 
+/// Code of the problem that a definition made over the API refers to something of this machine.
+pub const NOT_ALLOWED: &str = "reference_not_allowed";
+
+/// Reports a reference in a definition that was made over the API. Returns true if there is such a problem. `what` is
+/// the subject of the message.
+pub fn is_refused(node: &NodeRef<'_>, what: &str, sink: &mut Sink) -> bool {
+    if node.source.kind == SourceKind::File {
+        return false;
+    }
+    let message = format!("{what} is not allowed in a definition made over the API");
+    let hint = "write the value itself, or refer to what the operator publishes under `secrets` ({use: NAME}) or \
+                `mutual_tls_profiles`";
+    sink.problem(Problem { code: Some(NOT_ALLOWED), ..node.to_problem(message, hint) });
+    true
+}
+
 fn reference(node: &NodeRef<'_>, inside: &str, sink: &mut Sink) -> Option<String> {
+    if is_refused(node, "a reference (`${…}`)", sink) {
+        return None;
+    }
     if let Some(name) = inside.strip_prefix("env:") {
         return variable(node, name, sink);
     }
@@ -67,6 +87,9 @@ fn reference(node: &NodeRef<'_>, inside: &str, sink: &mut Sink) -> Option<String
 /// Reads an environment variable, without one trailing line break.
 #[allow(clippy::disallowed_methods, reason = "the configuration may refer to the environment")]
 pub fn variable(node: &NodeRef<'_>, name: &str, sink: &mut Sink) -> Option<String> {
+    if is_refused(node, "an environment variable", sink) {
+        return None;
+    }
     match std::env::var(name) {
         Ok(value) => return Some(without_line_break(value)),
         Err(std::env::VarError::NotPresent) => {
@@ -102,6 +125,9 @@ pub fn without_line_break(mut text: String) -> String {
 
 /// Reads a file, and records it in the sink.
 pub fn bytes(node: &NodeRef<'_>, path: &Path, max: usize, sink: &mut Sink) -> Option<Vec<u8>> {
+    if is_refused(node, "a file", sink) {
+        return None;
+    }
     sink.file(path);
     match read_bounded(path, max) {
         Ok(bytes) => {

@@ -1,16 +1,21 @@
-//! Reads secrets: text, or a value from a file, an environment variable or the sealed store.
+//! Reads secrets: text, or a value from a file, an environment variable, the sealed store or `secrets`.
 //!
 //! Invariant: messages name the source of a secret, never its value.
 
 use std::os::unix::fs::MetadataExt as _;
 
 use super::node::NodeRef;
-use super::problem::Sink;
-use super::reference::{file_text, text, variable};
+use super::problem::{Sink, suggest};
+use super::published::PublishedSecret;
+use super::reference::{file_text, is_refused, text, variable};
 use super::shape::SecretFile;
+use super::source::SourceKind;
+use super::value;
+use crate::model::Name;
+use crate::model::origin::Host;
 use crate::model::secret::{Secret, SecretDigest, VaultError};
 
-/// Reads a secret that is sent: text, `{file: PATH}`, `{env: NAME}` or `{store: NAME}`.
+/// Reads a secret that is sent: text, `{file: PATH}`, `{env: NAME}`, `{store: NAME}` or `{use: NAME}`.
 pub fn secret(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
     match secret_or_digest(node, sink)? {
         SecretOrDigest::Secret(secret) => Some(secret),
@@ -35,36 +40,110 @@ enum SecretOrDigest<'a> {
 }
 
 fn secret_or_digest<'a>(node: &NodeRef<'a>, sink: &mut Sink) -> Option<SecretOrDigest<'a>> {
-    let value = if node.is_map() {
+    if node.is_map() {
         let section = node.section::<SecretFile>(sink)?;
         let keys = &section.keys;
-        match (section.get(keys.file), section.get(keys.env), section.get(keys.store), section.get(keys.sha256)) {
-            (Some(at), None, None, None) => secret_file(&at, sink)?,
-            (None, Some(at), None, None) => variable(&at, &text(&at, sink)?.value, sink)?,
-            (None, None, Some(at), None) => return Some(SecretOrDigest::Secret(stored(&at, sink)?)),
-            (None, None, None, Some(at)) => return Some(SecretOrDigest::Digest(digest(&at, sink)?, at)),
-            (None, None, None, None) if node.pairs(sink).iter().any(|(key, ..)| !section.knows(key)) => return None,
+        let digest = section.get(keys.sha256);
+        let sources = Sources {
+            file: section.get(keys.file),
+            env: section.get(keys.env),
+            store: section.get(keys.store),
+            published: section.get(keys.published),
+        };
+        return match digest.filter(|_| sources.count() == 0) {
+            Some(at) => Some(SecretOrDigest::Digest(self::digest(&at, sink)?, at)),
+            // The unknown key is the problem.
+            None if node.pairs(sink).iter().any(|(key, ..)| !section.knows(key)) => None,
+            None if section.get(keys.sha256).is_some() => {
+                not_one_source(node, sink);
+                None
+            }
+            None => sources.read(node, sink).map(SecretOrDigest::Secret),
+        };
+    }
+    let text = text(node, sink)?;
+    // The store seals what is sent over the API.
+    if !text.has_reference && node.source.kind == SourceKind::File {
+        node.warning(sink, "the secret is plain text in the configuration", "write {file: PATH} or {env: NAME}");
+    }
+    nonempty(node, text.value, sink).map(SecretOrDigest::Secret)
+}
+
+/// The keys of a secret that is not written out, of which exactly one is allowed.
+#[derive(Debug, Default)]
+pub struct Sources<'a> {
+    pub file: Option<NodeRef<'a>>,
+    pub env: Option<NodeRef<'a>>,
+    pub store: Option<NodeRef<'a>>,
+    /// `{use: NAME}`
+    pub published: Option<NodeRef<'a>>,
+}
+
+impl Sources<'_> {
+    fn count(&self) -> usize {
+        [&self.file, &self.env, &self.store, &self.published].into_iter().flatten().count()
+    }
+
+    /// Reads the secret of `node`.
+    pub fn read(&self, node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
+        let value = match (&self.file, &self.env, &self.store, &self.published) {
+            (Some(at), None, None, None) => secret_file(at, sink)?,
+            (None, Some(at), None, None) => variable(at, &text(at, sink)?.value, sink)?,
+            (None, None, Some(at), None) => return stored(at, sink),
+            (None, None, None, Some(at)) => return published(at, sink),
             _ => {
-                node.problem(sink, "must have exactly one source", "write {file: PATH} or {env: NAME}");
+                not_one_source(node, sink);
                 return None;
             }
-        }
-    } else {
-        let text = text(node, sink)?;
-        if !text.has_reference {
-            node.warning(sink, "the secret is plain text in the configuration", "write {file: PATH} or {env: NAME}");
-        }
-        text.value
-    };
+        };
+        nonempty(node, value, sink)
+    }
+}
+
+fn not_one_source(node: &NodeRef<'_>, sink: &mut Sink) {
+    node.problem(sink, "must have exactly one source", "write {file: PATH} or {env: NAME}");
+}
+
+fn nonempty(node: &NodeRef<'_>, value: String, sink: &mut Sink) -> Option<Secret> {
     if value.is_empty() {
         node.problem(sink, "the secret is empty", "give it a value");
         return None;
     }
-    Some(SecretOrDigest::Secret(Secret::new(value)))
+    Some(Secret::new(value))
+}
+
+/// Reads a secret that the operator has published; a destination that is not among its hosts is a problem.
+fn published(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
+    let name = node.parse(sink, value::name)?;
+    let Some(published) = sink.published.clone() else {
+        node.problem(sink, "only connections can use a published secret", "write {file: PATH} or {env: NAME}");
+        return None;
+    };
+    let Some(entry) = published.secrets.get(&name) else {
+        let known = published.secrets.keys().map(Name::as_str);
+        let hint = suggest(name.as_str(), known, "add it under `secrets`, with the hosts that it may be sent to");
+        node.problem(sink, format!("no published secret is named `{name}`"), hint);
+        return None;
+    };
+    let PublishedSecret { secret, hosts } = entry.as_ref()?;
+    if let Some((key, host)) = sink.destinations.outside(hosts) {
+        let message = format!("`{key}` would send the published secret `{name}` to {host}");
+        let all = hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(", ");
+        node.problem(sink, message, format!("use a URL at its hosts ({all}), or add the host under `secrets`"));
+    }
+    if sink.destinations.allow_cleartext {
+        let message = format!("`allow_cleartext` would permit sending the published secret `{name}` in the clear");
+        node.problem(sink, message, "remove `allow_cleartext`, or use another secret");
+    }
+    sink.destinations.restrict(hosts);
+    Some(secret.clone())
 }
 
 /// Reads a secret from the sealed store.
 fn stored(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
+    if is_refused(node, "a stored secret", sink) {
+        return None;
+    }
     let name = text(node, sink)?.value;
     if !is_stored_name(&name) {
         let hint = "use 1 to 200 letters, digits and `._-/`";

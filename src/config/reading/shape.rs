@@ -2,7 +2,8 @@
 //!
 //! No value of these types exists: a field holds the index of an entry. Not here: reading values (`value`, `reference`,
 //! `secret`), which decides what is valid.
-//! Invariant: a shape accepts everything that reading accepts, including `${env:NAME}` and `${file:PATH}` in any text.
+//! Invariants: a shape accepts everything that reading accepts, including `${env:NAME}` and `${file:PATH}` in any text;
+//! text that may hold a secret is `writeOnly`, and `written` never shows it.
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
@@ -43,6 +44,10 @@ macro_rules! shapes {
 shapes! {
     Any [] |_| true;
     Text [] |_| {"type": ["string", "number", "boolean"]};
+    /// The path of a file.
+    FilePath [] |_| {"type": ["string", "number", "boolean"], "x-path": true};
+    /// Text that may hold a secret, and is never shown.
+    Confidential [] |_| {"type": ["string", "number", "boolean"], "writeOnly": true};
     Boolean [] |generator| {
         "anyOf": [{"type": "boolean"}, {"enum": ["true", "false"]}, generator.subschema_for::<Filled>()]
     };
@@ -53,10 +58,16 @@ shapes! {
     Duration [] |_| {"type": "string", "pattern": r"^([0-9]+(ms|s|m|h|d))+$|\$\{"};
     /// A duration above zero.
     Wait [] |_| {"type": "string", "pattern": r"^(?=.*[1-9])([0-9]+(ms|s|m|h|d))+$|\$\{"};
+    /// RFC 3339.
+    Timestamp [] |_| {"type": "string", "pattern": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]|\$\{"};
     Size [] |_| {"type": "string", "pattern": r"^[0-9]+ *(B|KiB|MiB|GiB)$|\$\{"};
     Name [] |_| {"type": ["string", "integer"], "pattern": r"^[a-z0-9][a-z0-9_-]{0,62}$|\$\{"};
     UrlPath [] |_| {"type": "string", "pattern": r"^/|\$\{"};
     Url [] |_| {"type": "string", "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://|\$\{"};
+    /// A URL that only programs use, so that its query may hold a secret.
+    EndpointUrl [] |_| {
+        "type": "string", "pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://|\$\{", "x-secret": "query"
+    };
     Address [] |_| {"type": "string", "pattern": r":[0-9]+$|^unix:|\$\{"};
     Network [] |_| {"type": "string", "pattern": r"^[0-9A-Fa-f:.]+/[0-9]+$|\$\{"};
     Method [] |_| {"type": "string", "pattern": r"^[^a-z ]+$|\$\{", "not": {"enum": ["TRACE", "CONNECT"]}};
@@ -112,10 +123,10 @@ impl JsonSchema for Secret {
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "A secret that is sent: from a file, an environment variable or the sealed store, or (with a \
-                            warning) as text.",
+            "description": "A secret that is sent: from a file, an environment variable, the sealed store or the published \
+                            secrets, or (with a warning) as text.",
             "anyOf": [
-                {"type": ["string", "number", "boolean"], "minLength": 1},
+                {"type": ["string", "number", "boolean"], "minLength": 1, "writeOnly": true},
                 generator.subschema_for::<SecretFile>()
             ]
         })
@@ -161,13 +172,17 @@ impl JsonSchema for ComparedSecret {
 pub struct SecretFile {
     /// File that contains the secret; one trailing line break is dropped.
     #[schemars(extend("examples" = ["/run/secrets/crm"]))]
-    pub file: Field<Text>,
+    pub file: Field<FilePath>,
     /// Environment variable that contains the secret; one trailing line break is dropped.
     #[schemars(extend("examples" = ["CRM_SECRET"]))]
     pub env: Field<Text>,
     /// Name of the secret in the sealed store, as `keybearer secret set NAME` stored it.
     #[schemars(extend("examples" = ["crm-secret"]))]
     pub store: Field<Text>,
+    /// In a connection: name of a secret under `secrets`, which is sent to its `hosts` alone.
+    #[serde(rename = "use")]
+    #[schemars(extend("examples" = ["crm"]))]
+    pub published: Field<Name>,
     // Only of a secret that is compared: `ComparedSecret` describes it.
     #[schemars(skip)]
     pub sha256: Field<Text>,

@@ -102,6 +102,9 @@ impl NodeRef<'_> {
 
     /// Reads a path, which is relative to the file that contains it.
     pub fn file(&self, sink: &mut Sink) -> Option<std::path::PathBuf> {
+        if reference::is_refused(self, "a path", sink) {
+            return None;
+        }
         let path = self.line(sink)?;
         Some(self.resolve(&path))
     }

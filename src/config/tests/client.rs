@@ -14,7 +14,12 @@ const SCRIPT: &str = "fn token_request(request, ctx) {\n    request\n}\n";
 const TOKEN_URL: &str = "token_url: \"https://as.test/token\"";
 
 pub(super) fn folder(keys: &str) -> Folder {
-    let text = format!("connections:\n- {{name: crm, client_id: id, {keys}}}\n");
+    folder_with("", keys)
+}
+
+/// The connection with `keys`, below the lines of `top`.
+pub(super) fn folder_with(top: &str, keys: &str) -> Folder {
+    let text = format!("{top}connections:\n- {{name: crm, client_id: id, {keys}}}\n");
     Folder::new(&[
         ("main.yaml", &text),
         ("rsa.key", RSA),

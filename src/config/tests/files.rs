@@ -41,19 +41,25 @@ impl Folder {
 
     #[track_caller]
     pub(super) fn accept(&self) -> Loaded {
-        load(&self.path("main.yaml"), Arc::new(FakeVault)).unwrap_or_else(|problems| panic!("{problems}"))
+        load(&self.path("main.yaml"), Arc::new(FakeVault), &[]).unwrap_or_else(|problems| panic!("{problems}"))
+    }
+
+    /// Loads the files with definitions that were made over the API.
+    #[track_caller]
+    pub(super) fn with_stored(&self, stored: &[StoredDefinition]) -> Loaded {
+        load(&self.path("main.yaml"), Arc::new(FakeVault), stored).unwrap_or_else(|problems| panic!("{problems}"))
     }
 
     /// The problems, one per line.
     #[track_caller]
     pub(super) fn problems(&self) -> String {
-        let Err(problems) = load(&self.path("main.yaml"), Arc::new(FakeVault)) else { panic!("accepted") };
+        let Err(problems) = load(&self.path("main.yaml"), Arc::new(FakeVault), &[]) else { panic!("accepted") };
         problems.to_string()
     }
 
     #[track_caller]
     fn check(&self, expected: &[&str]) {
-        let Err(problems) = load(&self.path("main.yaml"), Arc::new(FakeVault)) else { panic!("accepted") };
+        let Err(problems) = load(&self.path("main.yaml"), Arc::new(FakeVault), &[]) else { panic!("accepted") };
         compare(&problems, &format!("{}/", self.0.path().display()), expected);
     }
 }

@@ -106,4 +106,6 @@ pub struct ForwardProxy {
     pub credentials: Option<(String, Secret)>,
     /// Roots for the proxy's own certificate, in place of the global roots.
     pub trust: Option<Roots>,
+    /// Its host may have a private address: a file names it, and not a definition made over the API.
+    pub may_be_private: bool,
 }

@@ -11,7 +11,7 @@ use rustls::{CertificateError, Error};
 use tokio::time::timeout;
 use url::Url;
 
-use super::Check;
+use super::{Check, described};
 use crate::clock::Clock;
 use crate::dial::DialError;
 use crate::gate::Turn;
@@ -33,6 +33,9 @@ const STEP_TIMEOUT: Duration = Duration::from_secs(5);
 const SKEW_WARNED: Duration = Duration::from_secs(30);
 /// Clock skew with which signed assertions are refused.
 const SKEW_FAILED: Duration = Duration::from_secs(5 * 60);
+/// Remedy for an address that the policy denies.
+const PERMIT: &str = "use a public address, or permit this one in the configuration file: `egress.allow_private`, or a \
+                      route or `hosts` entry with the name";
 const ADDRESSES_SHOWN: usize = 8;
 const NAMES_CHARS_MAX: usize = 300;
 
@@ -48,6 +51,9 @@ pub async fn checks(endpoint: &TokenEndpoint, url: &Url) -> Vec<Check> {
         return vec![Check::failed(DNS, "a URL of the connection has no valid host", "correct the URL")];
     };
     let name = authority(url);
+    if let Err(failure) = endpoint.check_literals(url) {
+        return vec![Check::failed(DNS, described(&failure), PERMIT)];
+    }
     let proxy = egress_proxy(endpoint, &host, port);
     let dns = match proxy {
         Some(proxy) => Check::skipped(
@@ -93,11 +99,7 @@ async fn addresses(endpoint: &TokenEndpoint, host: &Host, port: u16) -> Result<C
                 addresses.iter().take(ADDRESSES_SHOWN).map(|address| address.ip().to_string()).collect();
             Ok(Check::ok(DNS, format!("{host}: {}", shown.join(", "))))
         }
-        Err(error @ DialError::Denied { .. }) => {
-            let remedy = "use a public address, or permit this one in the configuration file: `egress.allow_private`, or \
-                          a route or `hosts` entry with the name";
-            Err(Check::failed(DNS, error.to_string(), remedy))
-        }
+        Err(error @ DialError::Denied { .. }) => Err(Check::failed(DNS, error.to_string(), PERMIT)),
         Err(error) => {
             let remedy = "correct the host in the connection's URLs, or the DNS of this machine";
             Err(Check::failed(DNS, error.to_string(), remedy))

@@ -33,7 +33,7 @@ async fn names(sidecar: &Sidecar, query: &str) -> Vec<String> {
 #[tokio::test]
 async fn connections_are_searched_filtered_and_refused_by_name() {
     let sidecar = Sidecar::start(config(
-        "- {name: zeta, active: false, client_id: a, token_url: \"http://127.0.0.1:1/t\", comments: Billing's OWN org}\n\
+        "- {name: zeta, active: false, client_id: a, token_url: \"http://127.0.0.1:1/t\", comments: Billing's OWN org, application: billing}\n\
          - {name: crm, active: false, client_id: the-Client, token_url: \"http://127.0.0.1:1/t\", routes: [{host: \"*.sales.test\"}]}\n\
          - {name: desk, client_id: b, authorization_url: \"http://127.0.0.1:1/a\", token_url: \"http://127.0.0.1:1/t\", \
          routes: [{mount: /desk, upstream: \"https://up.test\"}]}\n",
@@ -52,12 +52,16 @@ async fn connections_are_searched_filtered_and_refused_by_name() {
         ("?state=reauthorize", vec!["desk"]),
         ("?state=reauthorize&q=crm", vec![]),
         ("?state=idle&limit=200", vec![]),
+        ("?application=billing", vec!["zeta"]),
+        ("?application=billing&q=crm", vec![]),
+        ("?application=bill", vec![]),
     ] {
         assert_eq!(names(&sidecar, query).await, expected, "{query}");
     }
     let item = get(&sidecar, "?q=desk").await.json()["items"][0].clone();
     let members: Vec<_> = item.as_object().expect("an object").keys().map(String::as_str).collect();
-    let expected = "active client_id comments expires_at grant last_attempt name profiles route_count routes state";
+    let expected =
+        "active application client_id comments expires_at grant last_attempt name profiles route_count routes state";
     assert_eq!(members.join(" "), expected);
     assert_eq!((&item["routes"], &item["route_count"]), (&json!(["/desk"]), &json!(1)));
     let long = format!("?q={}", "x".repeat(201));

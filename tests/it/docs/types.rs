@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use serde_json::Value;
 
 /// Strings of a certain form, by the start of the pattern that `config::reading::shape` gives them.
-const FORMS: [(&str, &str); 13] = [
+const FORMS: [(&str, &str); 14] = [
     (r"^([0-9]+(ms|s|m|h|d))+$", "duration"),
     (r"^(?=.*[1-9])([0-9]+(ms|s|m|h|d))+$", "duration"),
+    (r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ]", "timestamp"),
     (r"^[0-9]+ *(B|KiB|MiB|GiB)$", "size"),
     (r"^[a-z0-9][a-z0-9_-]{0,62}$", "name"),
     (r"^/", "path"),

@@ -254,13 +254,13 @@ async fn commands_and_api_select_a_profile_by_name() {
     let sidecar = Sidecar::start(&text).await;
     let admin = sidecar.admin();
     let shown = call(admin, "GET", "/connections/crm", &json!({})).await.json();
-    assert_eq!((&shown["state"], &shown["scopes"]), (&json!("fresh"), &json!(["read"])), "{shown}");
+    assert_eq!((&shown["state"], &shown["effective"]["scopes"]), (&json!("fresh"), &json!(["read"])), "{shown}");
     assert_eq!(shown["available_scopes"], json!({"Read": "read", "Write": "write"}));
     let profiles = json!([
-        {"name": "write", "grant": "client_credentials", "scopes": ["write"], "audience": "other", "resource": null, "authorize_params": {}, "token_params": {}},
-        {"name": "person", "grant": "password", "scopes": [], "audience": "own", "resource": null, "authorize_params": {}, "token_params": {}},
+        {"name": "write", "grant": "client_credentials", "scopes": ["write"], "audience": "other", "resource": null},
+        {"name": "person", "grant": "password", "scopes": [], "audience": "own", "resource": null},
     ]);
-    assert_eq!(shown["profiles"], profiles);
+    assert_eq!(shown["effective"]["profiles"], profiles);
     assert_eq!(
         (&shown["routes"][1]["profile"], &shown["routes"][2]["only_when_named"]),
         (&json!("write"), &json!(true))

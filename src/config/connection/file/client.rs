@@ -21,7 +21,7 @@ pub struct ClientAssertionFile {
     pub key_id: Field<shape::Text>,
     /// PEM file of the key's certificate, whose thumbprint goes into the header.
     #[schemars(extend("examples" = ["client.pem"]))]
-    pub certificate: Field<shape::Text>,
+    pub certificate: Field<shape::FilePath>,
     /// Header parameter for the thumbprint. Absent: x5t#S256.
     #[schemars(extend("examples" = ["x5t#S256"]))]
     pub thumbprint: Field<shape::OneOf<Thumbprint>>,
@@ -37,7 +37,7 @@ impl Keys for ClientAssertionFile {}
 pub struct MutualTlsFile {
     /// PEM file of the certificate, followed by its chain.
     #[schemars(required, extend("examples" = ["client.pem"]))]
-    pub certificate: Field<shape::Text>,
+    pub certificate: Field<shape::FilePath>,
     /// Private key of the certificate in PEM.
     #[schemars(required, extend("examples" = [{"file": "/run/secrets/client.key"}]))]
     pub key: Field<shape::Secret>,
@@ -50,7 +50,7 @@ impl Keys for MutualTlsFile {}
 pub struct AuthorizationServerFile {
     /// PEM files of CA certificates, or of the server's own certificate, instead of the global roots.
     #[schemars(extend("examples" = [["idp-ca.pem"]]))]
-    pub trust: Field<shape::NonemptyList<shape::Text>>,
+    pub trust: Field<shape::NonemptyList<shape::FilePath>>,
     /// Egress proxy for these endpoints: inherit (that of `egress`), none, a URL, or a map with credentials.
     #[schemars(extend("default" = "inherit"))]
     pub proxy: Field<shape::Either<shape::OneOf<ServerProxy>, shape::Either<shape::Url, ForwardProxyFile>>>,

@@ -52,7 +52,7 @@ pub struct RouteFile {
         "default" = {},
         "examples" = [{"Notion-Version": "2022-06-28"}]
     ))]
-    pub set_headers: Field<shape::Map<shape::Text>>,
+    pub set_headers: Field<shape::Map<shape::Confidential>>,
     /// What happens if the caller sent a value at the injection point, or another bearer token (`?access_token=`): the
     /// token overwrites it, it is kept and no token is injected, or the request is refused.
     #[schemars(extend("default" = "overwrite"))]
@@ -81,7 +81,7 @@ impl Keys for RouteFile {}
 pub struct UpstreamTlsFile {
     /// PEM files of CA certificates, or of the server's own certificate, instead of the global roots.
     #[schemars(extend("examples" = [["ca.pem"]]))]
-    pub trust: Field<shape::NonemptyList<shape::Text>>,
+    pub trust: Field<shape::NonemptyList<shape::FilePath>>,
     /// Name that the certificate must contain, if it differs from the host.
     #[schemars(extend("examples" = ["internal.acme.test"]))]
     pub server_name: Field<shape::Text>,

@@ -14,7 +14,7 @@ pub struct TokenRequestFile {
     pub encoding: Field<shape::OneOf<RequestEncoding>>,
     /// Additional headers of token requests; a value may be a secret.
     #[schemars(extend("default" = {}, "examples" = [{"X-Api-Version": "7"}]))]
-    pub headers: Field<shape::Map<shape::Either<shape::Text, shape::Secret>>>,
+    pub headers: Field<shape::Map<shape::Either<shape::Confidential, shape::Secret>>>,
 }
 
 impl Keys for TokenRequestFile {}
@@ -105,7 +105,7 @@ impl Keys for FailureFile {}
 pub struct ScriptFile {
     /// Path of the script.
     #[schemars(extend("examples" = ["token.rhai"]))]
-    pub file: Field<shape::Text>,
+    pub file: Field<shape::FilePath>,
     /// The script itself.
     #[schemars(extend("examples" = ["fn token_request(request, ctx) { request }"]))]
     pub source: Field<shape::Text>,

@@ -77,6 +77,39 @@ async fn discovery_supplies_missing_endpoints_and_overrides_none() {
     assert!(response.text().contains("discovery_failed"), "{}", response.text());
 }
 
+/// The issuer's host is among the secret's hosts; an endpoint that its metadata names is not.
+#[tokio::test]
+async fn a_published_secret_is_not_sent_to_an_endpoint_that_metadata_names_elsewhere() {
+    let upstream = Scripted::upstream().await;
+    let thief = Scripted::start(|_, _| Reply::token("stolen", 3600)).await;
+    let token_url = Arc::new(Mutex::new(format!("http://localhost:{}/token", thief.address.port())));
+    let named = token_url.clone();
+    let server = Scripted::start(move |request, _| {
+        let issuer = format!("http://{}", request.values("host")[0]);
+        match request.request_line().contains(".well-known") {
+            true => Reply::json(200, &json!({"issuer": issuer, "token_endpoint": *named.lock().unwrap()})),
+            false => Reply::token("own", 3600),
+        }
+    })
+    .await;
+    let issuer = format!("http://{}", server.address);
+    let keys = format!("issuer: \"{issuer}\", client_secret: {{use: crm}}");
+    let config = format!(
+        "egress: {{allow_private: true}}\nsecrets: {{crm: {{env: PATH, hosts: [127.0.0.1]}}}}\n{}",
+        config_of(&keys, &upstream)
+    );
+    let sidecar = Sidecar::start(&config).await;
+    let response = get(&sidecar, "").await;
+    assert_eq!((response.status, response.code()), (424, "token_refused"), "{}", response.text());
+    let shown = call(sidecar.admin(), "GET", "/connections/crm", &json!({})).await.json();
+    let description = shown["last_attempt"]["description"].as_str().unwrap_or_default();
+    assert!(description.contains("names an endpoint at localhost"), "{shown}");
+    assert!(thief.received().is_empty());
+    *token_url.lock().unwrap() = format!("{issuer}/token");
+    let sidecar = Sidecar::start(&config).await;
+    assert_eq!(injected(&sidecar, &upstream).await, "Bearer own");
+}
+
 /// Metadata is found at the second well-known location, whatever the first one returns.
 #[tokio::test]
 async fn a_failing_well_known_location_does_not_prevent_the_next() {

@@ -1,0 +1,51 @@
+//! The definition of a connection as its administrator wrote it: references unfilled, literal secrets masked.
+//!
+//! Not here: reading and masking it (`config::reading::written`), its JSON in the API (`admin::view`).
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+/// Where a connection is defined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DefinedIn {
+    /// A configuration file, which the API never changes.
+    File(Arc<Path>),
+    /// The store, through the API.
+    Api,
+}
+
+#[derive(Clone)]
+pub struct WrittenDefinition {
+    pub defined_in: DefinedIn,
+    /// A compact JSON object, in the order of the file; a masked secret is `{"set":true}`.
+    pub json: String,
+    /// The line of each key of the object.
+    pub lines: Vec<(String, usize)>,
+}
+
+impl WrittenDefinition {
+    /// True if the hosts that it names may have private addresses: only files open addresses.
+    pub fn opens_addresses(&self) -> bool {
+        match self.defined_in {
+            DefinedIn::File(_) => true,
+            DefinedIn::Api => false,
+        }
+    }
+}
+
+/// Shows where it is; the text is long.
+impl fmt::Debug for WrittenDefinition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "WrittenDefinition({:?})", self.defined_in)
+    }
+}
+
+/// Ignores positions: a definition that moves within its file has not changed.
+impl PartialEq for WrittenDefinition {
+    fn eq(&self, other: &WrittenDefinition) -> bool {
+        self.json == other.json && self.defined_in == other.defined_in
+    }
+}
+
+impl Eq for WrittenDefinition {}
