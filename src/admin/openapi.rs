@@ -80,7 +80,11 @@ fn describe(operation: &Operation) -> Value {
     }
     if operation.method == "get" {
         parameters.extend(operation.members.iter().map(|(name, what)| {
-            let kind = if *name == "limit" { "integer" } else { "string" };
+            let kind = match *name {
+                "limit" => "integer",
+                "resolved" => "boolean",
+                _ => "string",
+            };
             json!({ "name": name, "in": "query", "description": what, "schema": { "type": kind } })
         }));
     } else if !operation.members.is_empty() {
