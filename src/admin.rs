@@ -1,8 +1,8 @@
 //! Listeners of the control plane: health, metrics, the API and the pages for consent.
 //!
-//! Invariants: these listeners keep serving while the proxy drains, so that `/readyz` can report it; a connection has a
-//! timeout for each request head, and the number of connections is bounded; the API shows nothing without a user's token.
-//! Not here: the data plane; the reload itself (`reload`, requested through a channel).
+//! Invariants: these listeners keep serving while the proxy drains, so that `/readyz` can report it; the API shows nothing
+//! without a user's token.
+//! Not here: the data plane; the connections (`listen`); the reload itself (`reload`, requested through a channel).
 //! Metrics: `keybearer_tokens`, computed at each scrape.
 
 mod actions;
@@ -13,6 +13,7 @@ mod consent;
 mod cookie;
 mod events;
 mod host;
+mod listen;
 mod openapi;
 mod problem;
 mod record;
@@ -25,10 +26,7 @@ mod trial;
 mod users;
 mod view;
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -36,12 +34,6 @@ use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -57,9 +49,8 @@ use crate::token::TokenCache;
 
 pub use consent::device::DeviceNotifier;
 pub use events::EVENT_STREAMS_MAX;
+pub use listen::{BoundListener, ConnAddrs, TlsInForce, serve};
 pub use users::Access;
-
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Outcome of a requested reload.
 #[derive(Debug)]
@@ -101,21 +92,6 @@ pub struct Admin {
     pub event_streams: Arc<Semaphore>,
     /// `None`: there is no file to reload.
     pub reload: Option<mpsc::Sender<ReloadRequest>>,
-}
-
-/// Both addresses of an admin connection.
-#[derive(Debug, Clone, Copy)]
-pub struct ConnAddrs {
-    local: SocketAddr,
-    peer: SocketAddr,
-}
-
-impl ConnAddrs {
-    /// The addresses of the connection that carries `request`.
-    fn of(request: &axum::extract::Request) -> ConnAddrs {
-        let unspecified = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
-        request.extensions().get().copied().unwrap_or(ConnAddrs { local: unspecified, peer: unspecified })
-    }
 }
 
 impl Admin {
@@ -177,41 +153,4 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
-}
-
-/// Serves `router` on `listener` until shutdown, over at most `connections_max` connections at once.
-pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router, connections_max: usize) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let permits = Arc::new(Semaphore::new(connections_max));
-    let service = TowerToHyperService::new(router);
-    let own = tasks.clone();
-    tasks.spawn("admin", async move {
-        loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            let accepted = listener
-                .accept()
-                .await
-                .and_then(|(stream, peer)| Ok((ConnAddrs { local: stream.local_addr()?, peer }, stream)));
-            let Ok((addrs, stream)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let service = service.clone();
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(addrs);
-                service.call(request)
-            });
-            let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            own.spawn("admin connection", async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "admin connection ended");
-                }
-                drop(permit);
-            });
-        }
-    });
-    Ok(())
 }

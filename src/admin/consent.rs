@@ -79,8 +79,8 @@ async fn connect(State(admin): State<Admin>, Path(name): Path<String>, request: 
 
 /// Handles the two forms of our pages: sign-in with a user's token, and confirmation.
 async fn submit(admin: &Admin, name: &str, visit: &Visit, request: Request) -> Result<Response, Page> {
-    if !host::is_from_own_page(admin.snapshot.load().links.base(), &visit.headers) {
-        tracing::warn!(from = %visit.from, "cross-site form refused");
+    if !host::is_from_own_page(admin.snapshot.load().links.base(), &visit.headers, visit.addrs.secure) {
+        tracing::warn!(from = %visit.from(), "cross-site form refused");
         return Err(Page::new(StatusCode::FORBIDDEN, "Not from another site")
             .text("This form was not sent from a Keybearer page, so it was rejected.")
             .note("Open the link itself, and submit the form there."));

@@ -8,15 +8,15 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderValue, header};
 use cookie::{Cookie, SameSite};
 
-use super::{Admin, host};
+use super::{Admin, ConnAddrs, host};
 
 const HOST_PREFIX: &str = "__Host-";
 
-/// True if the browser uses `public_url`, and that is https.
-pub fn is_secure(admin: &Admin, headers: &HeaderMap) -> bool {
+/// True if the browser uses https: on this connection, or to the host of a `public_url` that is https.
+pub fn is_secure(admin: &Admin, headers: &HeaderMap, addrs: ConnAddrs) -> bool {
     let snapshot = admin.snapshot.load();
     let base = snapshot.links.base().filter(|base| base.scheme() == "https");
-    host::names_host_of(base, headers)
+    addrs.secure || host::names_host_of(base, headers)
 }
 
 /// `Set-Cookie` for all paths of this host; `None`: the value is not valid in a header.

@@ -3,7 +3,6 @@
 //! Invariants: a cookie is valid only while its user still has the token that it was created with. A request that changes
 //! something needs a CSRF token, which no other site can read. Every replica with the same seal key can open the cookie.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::Json;
@@ -42,15 +41,15 @@ struct SignIn {
 
 /// `POST session`
 pub async fn post(State(admin): State<Admin>, request: Request) -> Result<Response, Problem> {
-    let (headers, from) = (request.headers().clone(), ConnAddrs::of(&request).peer);
+    let (headers, addrs) = (request.headers().clone(), ConnAddrs::of(&request));
     let SignIn { token } = body(request).await?;
     let token = Zeroizing::new(token);
     let Some(user) = admin.access.user_with_token(&token) else {
         delay_after_wrong_token().await;
         return Err(user_unknown());
     };
-    let session = begin(&admin, &user, &headers)?;
-    tracing::info!(user = %user.name, %from, "signed in");
+    let session = begin(&admin, &user, &headers, addrs)?;
+    tracing::info!(user = %user.name, from = %addrs.peer, "signed in");
     let response = json!({
         "user": user.name.as_str(),
         "role": user.role.as_str(),
@@ -61,8 +60,9 @@ pub async fn post(State(admin): State<Admin>, request: Request) -> Result<Respon
 }
 
 /// `DELETE session`
-pub async fn delete(State(admin): State<Admin>, headers: HeaderMap) -> Response {
-    let removal = cookie::removal(COOKIE, cookie::is_secure(&admin, &headers));
+pub async fn delete(State(admin): State<Admin>, request: Request) -> Response {
+    let secure = cookie::is_secure(&admin, request.headers(), ConnAddrs::of(&request));
+    let removal = cookie::removal(COOKIE, secure);
     ([(header::SET_COOKIE, removal)], StatusCode::NO_CONTENT).into_response()
 }
 
@@ -74,14 +74,15 @@ pub struct NewSession {
 }
 
 /// Begins a session for the browser that sent `headers`.
-pub fn begin(admin: &Admin, user: &User, headers: &HeaderMap) -> Result<NewSession, Problem> {
+pub fn begin(admin: &Admin, user: &User, headers: &HeaderMap, addrs: ConnAddrs) -> Result<NewSession, Problem> {
     let failed =
         || Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "session_failed", "the session could not be sealed; retry");
     let ends = admin.clock.now().wall + SESSION_LIFETIME;
     let text = format!("{}\n{}", user.name, user.token.text());
     let sealed = admin.seal.seal(SEALED_IN, ends.as_secs(), text.as_bytes()).map_err(|_| failed())?;
     let value = BASE64_URL_SAFE_NO_PAD.encode(sealed);
-    let cookie = cookie::set(COOKIE, &value, SESSION_LIFETIME, cookie::is_secure(admin, headers)).ok_or_else(failed)?;
+    let secure = cookie::is_secure(admin, headers, addrs);
+    let cookie = cookie::set(COOKIE, &value, SESSION_LIFETIME, secure).ok_or_else(failed)?;
     Ok(NewSession { cookie, value, ends })
 }
 
@@ -90,9 +91,9 @@ pub fn authenticate(
     admin: &Admin,
     method: &Method,
     headers: &HeaderMap,
-    from: SocketAddr,
+    addrs: ConnAddrs,
 ) -> Option<AuthenticatedUser> {
-    let value = cookie::get(headers, COOKIE, cookie::is_secure(admin, headers))?;
+    let value = cookie::get(headers, COOKIE, cookie::is_secure(admin, headers, addrs))?;
     if !method.is_safe() && !has_csrf_token(headers, &value) {
         return None;
     }
@@ -104,7 +105,8 @@ pub fn authenticate(
     let (name, digest) = std::str::from_utf8(&text).ok()?.split_once('\n')?;
     let digest: [u8; 32] = BASE64_URL_SAFE_NO_PAD.decode(digest).ok()?.try_into().ok()?;
     let user = admin.access.named(&Name::parse(name)?)?;
-    (user.token == SecretDigest::new(digest)).then_some(AuthenticatedUser { name: user.name, role: user.role, from })
+    let authenticated = AuthenticatedUser { name: user.name, role: user.role, from: addrs.peer };
+    (user.token == SecretDigest::new(digest)).then_some(authenticated)
 }
 
 fn has_csrf_token(headers: &HeaderMap, session: &str) -> bool {

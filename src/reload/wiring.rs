@@ -194,9 +194,10 @@ impl Parts {
     fn public_base(&self, model: &Model) -> Option<Url> {
         let listener = |name: &Listener| self.listeners.iter().find(|own| own.name == name.name);
         let served = model.listeners.public.as_ref().unwrap_or(&model.listeners.admin);
-        let address = listener(served).unwrap_or(served).address;
+        let Listener { address, secure, .. } = listener(served).unwrap_or(served);
         let local = address.ip().to_canonical().is_loopback();
-        let default = || format!("http://localhost:{}", address.port()).parse().ok().filter(|_| local);
+        let scheme = if *secure { "https" } else { "http" };
+        let default = || format!("{scheme}://localhost:{}", address.port()).parse().ok().filter(|_| local);
         model.public_url.clone().or_else(default)
     }
 

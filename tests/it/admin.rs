@@ -4,6 +4,7 @@ mod access;
 mod actions;
 mod commands;
 mod sessions;
+mod tls;
 mod views;
 
 use std::net::SocketAddr;

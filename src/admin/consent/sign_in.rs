@@ -14,13 +14,13 @@ pub async fn sign_in(admin: &Admin, visit: &Visit, token: &str) -> Result<Respon
     let Some(user) = admin.access.user_with_token(token.trim()) else {
         delay_after_wrong_token().await;
         let denied = (None, USER_UNKNOWN, StatusCode::UNAUTHORIZED);
-        record::denial(admin, visit.from, &Method::POST, visit.uri.path(), denied);
+        record::denial(admin, visit.from(), &Method::POST, visit.uri.path(), denied);
         let page = Page::new(StatusCode::UNAUTHORIZED, "Sign in").text("No user has this token. Try again.");
         return Err(page.token_form());
     };
-    let session = session::begin(admin, &user, &visit.headers)
+    let session = session::begin(admin, &user, &visit.headers, visit.addrs)
         .map_err(|_| Page::new(StatusCode::INTERNAL_SERVER_ERROR, "Sign-in failed").text("Try again."))?;
-    tracing::info!(user = %user.name, from = %visit.from, "signed in");
+    tracing::info!(user = %user.name, from = %visit.from(), "signed in");
     // Not an HTTP redirect: the policy `form-action` of the page with the form applies to it.
     let page = Page::new(StatusCode::OK, "Signed in")
         .text(&format!("You are signed in as {}.", user.name))
@@ -31,7 +31,7 @@ pub async fn sign_in(admin: &Admin, visit: &Visit, token: &str) -> Result<Respon
 
 /// The operator or manager who is signed in with this browser.
 pub fn signed_in(admin: &Admin, visit: &Visit) -> Result<AuthenticatedUser, Page> {
-    match auth::authenticate(admin, &Method::GET, &visit.headers, visit.from) {
+    match auth::authenticate(admin, &Method::GET, &visit.headers, visit.addrs) {
         Some(user) if user.role >= Role::Operator => Ok(user),
         Some(user) => Err(Page::new(StatusCode::FORBIDDEN, "Not permitted")
             .text(&format!("{} may view connections, but not connect them.", user.name))

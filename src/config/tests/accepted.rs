@@ -205,7 +205,11 @@ fn an_instance_is_located_without_its_secrets() {
                 connections: [{name: a, client_secret: {file: gone}}]\n";
     std::fs::write(&file, text).unwrap();
     let found = locate_instance(&file);
-    assert_eq!((found.admin, found.health), ("127.0.0.1:9".parse().unwrap(), "[::1]:8".parse().unwrap()));
+    assert_eq!(
+        (found.admin.address, found.health.address),
+        ("127.0.0.1:9".parse().unwrap(), "[::1]:8".parse().unwrap())
+    );
+    assert!(!found.admin.secure && found.trust.is_empty());
     assert_eq!(found.state_dir, dir.path().join("s"));
-    assert_eq!(locate_instance(Path::new("/nowhere/a.yaml")).admin, "127.0.0.1:8081".parse().unwrap());
+    assert_eq!(locate_instance(Path::new("/nowhere/a.yaml")).admin.address, "127.0.0.1:8081".parse().unwrap());
 }
