@@ -20,6 +20,8 @@ mod record;
 mod revoke;
 mod secrets;
 mod session;
+mod sign_in;
+mod sign_in_limiter;
 mod token_file;
 mod tokens;
 mod trial;
@@ -50,6 +52,7 @@ use crate::token::TokenCache;
 pub use consent::device::DeviceNotifier;
 pub use events::EVENT_STREAMS_MAX;
 pub use listen::{BoundListener, ConnAddrs, TlsInForce, serve};
+pub use sign_in_limiter::SignInLimiter;
 pub use users::Access;
 
 /// Outcome of a requested reload.
@@ -83,6 +86,7 @@ pub struct Admin {
     pub access: Arc<Access>,
     pub events: Events,
     pub audit: Audit,
+    pub sign_in_limiter: Arc<SignInLimiter>,
     /// Seals session cookies and confirmations.
     pub seal: Arc<Keyring>,
     pub tasks: Tasks,
@@ -123,9 +127,9 @@ impl Admin {
         consent::device::poll_all(self).await;
     }
 
-    /// Everything below `/api/v1`.
+    /// Everything below `/api/v1`, and the pages of sign-in.
     pub fn api(self) -> Router {
-        Router::new().nest(openapi::BASE, api::router(self))
+        sign_in::router(self.clone()).nest(openapi::BASE, api::router(self))
     }
 }
 

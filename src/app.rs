@@ -190,6 +190,7 @@ impl App {
             access,
             events,
             audit: audit.clone(),
+            sign_in_limiter: Arc::default(),
             event_streams: Arc::new(Semaphore::new(admin::EVENT_STREAMS_MAX)),
             seal,
             tasks: tasks.clone(),

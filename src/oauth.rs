@@ -16,6 +16,7 @@ mod form;
 mod grant;
 mod json;
 mod oauth2_adapter;
+mod openid;
 mod query;
 mod redact;
 mod response;
@@ -49,6 +50,7 @@ use verdict::Sent;
 pub use authorization::{BrowserAuthorization, DeviceAuthorization};
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
+pub use openid::{Identity, OpenIdClient, SignInError, SignInStart};
 pub use redact::sanitize_error;
 
 /// Error code of a connection that waits for a person's consent.

@@ -10,11 +10,14 @@ use super::{Admin, ConnAddrs};
 use crate::model::AdminAccess;
 use crate::model::origin::{Authority, Host};
 
-/// True if the request is for the listener's address, one of `admin.hosts`, or the host of `public_url`.
+/// True if the request is for the listener's address, one of `admin.hosts`, or the host of `public_url` or of
+/// `admin.sign_in.redirect_url`.
 pub fn is_accepted(admin: &Admin, request: &Request, addrs: ConnAddrs) -> bool {
     let listed = is_listed(&admin.access.current(), request.uri(), request.headers(), addrs);
-    listed
-        || request.uri().authority().is_none() && names_host_of(admin.snapshot.load().links.base(), request.headers())
+    let snapshot = admin.snapshot.load();
+    let redirect_url = snapshot.sign_in.as_ref().map(|provider| &provider.redirect_url);
+    let is_own = |base| names_host_of(base, request.headers());
+    listed || request.uri().authority().is_none() && (is_own(snapshot.links.base()) || is_own(redirect_url))
 }
 
 /// True if the request is for the host of `base`.
@@ -25,6 +28,12 @@ pub fn names_host_of(base: Option<&Url>, headers: &HeaderMap) -> bool {
     let (Some(base), Some(authority)) = (base, authority) else { return false };
     let port = base.port_or_known_default();
     base.host_str() == Some(authority.host.to_string().as_str()) && authority.port.or(port) == port
+}
+
+/// True if the request is for the host of `url`, at any port: the browser sends the same cookies there.
+pub fn names_host(url: &Url, headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| Authority::parse(host.to_str().ok()?).ok());
+    host.is_some_and(|authority| url.host_str() == Some(authority.host.to_string().as_str()))
 }
 
 /// True if one of our pages sent the request. Browsers send Origin with every POST; a request without one, with several

@@ -153,7 +153,11 @@ pub fn listeners(
         }
     }
     if let Some(admin) = admin.as_ref().filter(|_| !has_users) {
-        admin.refuse_beyond_loopback("no users are configured", "list them under `admin.users`", sink);
+        admin.refuse_beyond_loopback(
+            "no users are configured",
+            "list them under `admin.users`, or configure `admin.sign_in`",
+            sink,
+        );
     }
     refuse_collisions(&proxy.iter().chain(&admin).chain(&telemetry).chain(&public).collect::<Vec<_>>(), sink);
     let proxy = proxy.into_iter().map(Draft::finish_proxy).collect::<Option<Vec<_>>>()?;

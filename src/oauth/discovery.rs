@@ -27,7 +27,10 @@ pub const AUTHORIZATION: &str = "authorization_endpoint";
 pub const DEVICE_AUTHORIZATION: &str = "device_authorization_endpoint";
 /// RFC 9126 §5
 pub const PUSHED_AUTHORIZATION_REQUEST: &str = "pushed_authorization_request_endpoint";
-const ENDPOINTS: [&str; 5] = [TOKEN, REVOCATION, AUTHORIZATION, DEVICE_AUTHORIZATION, PUSHED_AUTHORIZATION_REQUEST];
+/// The keys that sign ID tokens (OpenID Connect Discovery §3).
+pub const JWKS: &str = "jwks_uri";
+const ENDPOINTS: [&str; 6] =
+    [TOKEN, REVOCATION, AUTHORIZATION, DEVICE_AUTHORIZATION, PUSHED_AUTHORIZATION_REQUEST, JWKS];
 const METADATA_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// The members of an issuer's metadata that we use.
@@ -38,6 +41,8 @@ pub struct Metadata {
     pub requires_pushed_requests: bool,
     /// Authorization responses carry `iss` (RFC 9207 §3).
     pub sends_iss_parameter: bool,
+    /// The token endpoint accepts no `client_secret_basic`, but `client_secret_post`.
+    pub wants_secret_in_body: bool,
 }
 
 impl Metadata {
@@ -163,10 +168,15 @@ impl Discovery {
             }
         }
         let is_true = |name: &str| matches!(members.get(name), Some(Json::Bool(true)));
+        let lists = |method: &str| match members.get("token_endpoint_auth_methods_supported") {
+            Some(Json::List(methods)) => methods.iter().any(|own| own.as_text() == Some(method)),
+            _ => false,
+        };
         Ok(Metadata {
             endpoints,
             requires_pushed_requests: is_true("require_pushed_authorization_requests"),
             sends_iss_parameter: is_true("authorization_response_iss_parameter_supported"),
+            wants_secret_in_body: !lists("client_secret_basic") && lists("client_secret_post"),
         })
     }
 

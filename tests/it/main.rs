@@ -45,6 +45,7 @@ mod listeners;
 mod prometheus;
 mod requests;
 mod service;
+mod sign_in;
 mod smoke;
 mod store;
 mod supply;
