@@ -3,6 +3,7 @@
 mod access;
 mod actions;
 mod commands;
+mod roles;
 mod sessions;
 mod tls;
 mod views;
