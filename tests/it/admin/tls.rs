@@ -71,7 +71,8 @@ async fn admin_telemetry_and_public_listeners_speak_https() {
 #[tokio::test]
 async fn a_session_over_https_has_a_secure_cookie_bound_to_the_host() {
     let sidecar = start(&listener("admin", 0, TLS), "server").await;
-    let api = format!("https://localhost:{}/api/v1", sidecar.admin().port());
+    // Not the host of the default `public_url`, which is https as well.
+    let api = format!("https://{}/api/v1", sidecar.admin());
     let body = json!({ "token": MANAGER }).to_string();
     let (_, signed) = curl(&["-H", "Content-Type: application/json", "-d", &body, &format!("{api}/session")]).await;
     let set = signed.lines().find_map(|line| line.strip_prefix("set-cookie: ")).expect("a cookie");
