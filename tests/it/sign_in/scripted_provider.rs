@@ -128,6 +128,9 @@ fn sign(claims: &Value, algorithm: Algorithm, key_id: &str) -> String {
     jsonwebtoken::encode(&header, claims, &key(algorithm)).expect("a token")
 }
 
+/// A name, the reason that the page gives, and the ID token, from valid claims.
+type BadToken = (&'static str, &'static str, fn(&Value) -> String);
+
 fn changed(claims: &Value, name: &str, value: Value) -> Value {
     let mut claims = claims.clone();
     claims[name] = value;
@@ -137,7 +140,7 @@ fn changed(claims: &Value, name: &str, value: Value) -> Value {
 #[tokio::test]
 async fn an_id_token_is_accepted_only_if_every_check_passes() {
     let provider = Provider::start().await;
-    let bad: [(&str, &str, fn(&Value) -> String); 9] = [
+    let bad: [BadToken; 9] = [
         ("another nonce", "nonce", |claims| sign(&changed(claims, "nonce", json!("n")), Algorithm::RS256, "one")),
         ("another client", "another client", |claims| {
             sign(&changed(claims, "aud", json!("x")), Algorithm::RS256, "one")
