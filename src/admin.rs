@@ -1,9 +1,8 @@
 //! Listeners of the control plane: health, metrics, the API and the consent pages.
 //!
-//! Invariants: these listeners keep serving while the proxy drains, so that `/readyz` can report it; a connection has a
-//! timeout for each request head, and the number of connections is bounded; the API shows nothing without a user's
-//! token.
-//! Not here: the data plane; the reload itself (`reload`, requested through a channel).
+//! Invariants: these listeners keep serving while the proxy drains, so that `/readyz` can report it; the API shows nothing
+//! without a user's token.
+//! Not here: the data plane; the connections (`listen`); the reload itself (`reload`, requested through a channel).
 //! Metrics: `keybearer_tokens`, computed at each scrape.
 
 mod actions;
@@ -16,6 +15,7 @@ mod consent;
 mod cookie;
 mod events;
 mod host;
+mod listen;
 mod openapi;
 mod preflight;
 mod problem;
@@ -23,16 +23,15 @@ mod record;
 mod revoke;
 mod secrets;
 mod session;
+mod sign_in;
+mod sign_in_limiter;
 mod token_file;
 mod tokens;
 mod trial;
 mod users;
 mod view;
 
-use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
@@ -40,12 +39,6 @@ use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use hyper::Request;
-use hyper::body::Incoming;
-use hyper::server::conn::http1;
-use hyper::service::{Service as _, service_fn};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
@@ -62,10 +55,10 @@ use crate::token::TokenCache;
 
 pub use consent::device::DeviceNotifier;
 pub use events::EVENT_STREAMS_MAX;
+pub use listen::{BoundListener, ConnAddrs, TlsInForce, serve};
 pub use preflight::PREFLIGHTS_MAX;
+pub use sign_in_limiter::SignInLimiter;
 pub use users::Access;
-
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Outcome of a requested reload.
 #[derive(Debug)]
@@ -99,6 +92,7 @@ pub struct Admin {
     pub events: Events,
     pub audit: Audit,
     pub activity: Arc<Activity>,
+    pub sign_in_limiter: Arc<SignInLimiter>,
     /// Seals session cookies and confirmations.
     pub seal: Arc<Keyring>,
     pub tasks: Tasks,
@@ -110,21 +104,6 @@ pub struct Admin {
     pub preflights: Arc<Semaphore>,
     /// `None`: there is no file to reload.
     pub reload: Option<mpsc::Sender<ReloadRequest>>,
-}
-
-/// Both addresses of an admin connection.
-#[derive(Debug, Clone, Copy)]
-pub struct ConnAddrs {
-    local: SocketAddr,
-    peer: SocketAddr,
-}
-
-impl ConnAddrs {
-    /// The addresses of the connection that carries `request`.
-    fn of(request: &axum::extract::Request) -> ConnAddrs {
-        let unspecified = SocketAddr::new(IpAddr::from([0, 0, 0, 0]), 0);
-        request.extensions().get().copied().unwrap_or(ConnAddrs { local: unspecified, peer: unspecified })
-    }
 }
 
 impl Admin {
@@ -161,9 +140,9 @@ impl Admin {
         activity::count(self).await;
     }
 
-    /// Everything below `/api/v1`.
+    /// Everything below `/api/v1`, and the pages of sign-in.
     pub fn api(self) -> Router {
-        Router::new().nest(openapi::BASE, api::router(self))
+        sign_in::router(self.clone()).nest(openapi::BASE, api::router(self))
     }
 }
 
@@ -191,41 +170,4 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
-}
-
-/// Serves `router` on `listener` until shutdown, over at most `connections_max` connections at once.
-pub fn serve(tasks: &Tasks, listener: TcpListener, router: Router, connections_max: usize) -> io::Result<()> {
-    listener.set_nonblocking(true)?;
-    let listener = tokio::net::TcpListener::from_std(listener)?;
-    let permits = Arc::new(Semaphore::new(connections_max));
-    let service = TowerToHyperService::new(router);
-    let connection_tasks = tasks.clone();
-    tasks.spawn("admin", async move {
-        loop {
-            let Ok(permit) = permits.clone().acquire_owned().await else { return };
-            let accepted = listener
-                .accept()
-                .await
-                .and_then(|(stream, peer)| Ok((ConnAddrs { local: stream.local_addr()?, peer }, stream)));
-            let Ok((addrs, stream)) = accepted else {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let service = service.clone();
-            let service = service_fn(move |mut request: Request<Incoming>| {
-                request.extensions_mut().insert(addrs);
-                service.call(request)
-            });
-            let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
-            let connection = builder.serve_connection(TokioIo::new(stream), service);
-            connection_tasks.spawn("admin connection", async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "admin connection ended");
-                }
-                drop(permit);
-            });
-        }
-    });
-    Ok(())
 }

@@ -10,16 +10,18 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::admin::{self, Access, Admin, DeviceNotifier};
+use crate::admin::{self, Access, Admin, DeviceNotifier, TlsInForce};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::{ListenAt, Listener, Name};
 use crate::proxy::worker::ProxyState;
 use crate::proxy::{self, BoundListener, Descriptors, Via};
 use crate::reload::{Parts, Reloader, Wiring, WiringError};
+use crate::snapshot::Snapshot;
 use crate::store::{self, OpenError, StoreOpener};
 use crate::tasks::{Phase, Tasks};
 use crate::telemetry::Logging;
@@ -74,13 +76,27 @@ pub struct App {
     source: Option<Source>,
     tasks: Tasks,
     proxy: Vec<BoundListener>,
-    admin: TcpListener,
-    telemetry: Option<TcpListener>,
-    public: Option<TcpListener>,
+    admin: ControlSocket,
+    telemetry: Option<ControlSocket>,
+    public: Option<ControlSocket>,
     /// Name and actual address of each TCP listener.
     pub listeners: Vec<Listener>,
     /// Name and address of every listener, as logged.
     opened: Vec<(Name, String)>,
+}
+
+/// The socket of a listener of the control plane.
+struct ControlSocket {
+    name: Name,
+    secure: bool,
+    socket: TcpListener,
+}
+
+impl ControlSocket {
+    fn bound(self, snapshot: &Arc<ArcSwap<Snapshot>>) -> admin::BoundListener {
+        let tls = self.secure.then(|| TlsInForce { listener: self.name, snapshot: snapshot.clone() });
+        admin::BoundListener { socket: self.socket, tls }
+    }
 }
 
 impl App {
@@ -99,7 +115,8 @@ impl App {
             let socket = BoundListener::bind(listener).map_err(failed)?;
             let at = socket.local_address()?;
             if let ListenAt::Address(address) = at {
-                listeners.push(Listener { name: listener.name.clone(), address });
+                let (name, secure) = (listener.name.clone(), listener.secure);
+                listeners.push(Listener { name, address, secure });
             }
             opened.push((listener.name.clone(), at.to_string()));
             proxy.push(socket);
@@ -114,8 +131,8 @@ impl App {
             socket.set_nonblocking(true)?;
             let address = socket.local_addr()?;
             opened.push((listener.name.clone(), address.to_string()));
-            listeners.push(Listener { name: listener.name.clone(), address });
-            Ok::<_, AppError>(socket)
+            listeners.push(Listener { address, ..listener.clone() });
+            Ok::<_, AppError>(ControlSocket { name: listener.name.clone(), secure: listener.secure, socket })
         };
         let admin = bind(&model.listeners.admin)?;
         let telemetry = model.listeners.telemetry.as_ref().map(&mut bind).transpose()?;
@@ -174,6 +191,7 @@ impl App {
             events,
             audit: audit.clone(),
             activity: Arc::default(),
+            sign_in_limiter: Arc::default(),
             event_streams: Arc::new(Semaphore::new(admin::EVENT_STREAMS_MAX)),
             preflights: Arc::new(Semaphore::new(admin::PREFLIGHTS_MAX)),
             seal,
@@ -189,14 +207,16 @@ impl App {
         let connections_max =
             files.admin_max(1 + usize::from(self.telemetry.is_some()) + usize::from(self.public.is_some()));
         match self.telemetry {
-            Some(telemetry) => admin::serve(&tasks, telemetry, admin.clone().telemetry(), connections_max)?,
+            Some(telemetry) => {
+                admin::serve(&tasks, telemetry.bound(&wiring.snapshot), admin.clone().telemetry(), connections_max)?
+            }
             None => inside = inside.merge(admin.clone().telemetry()),
         }
         match self.public {
-            Some(public) => admin::serve(&tasks, public, admin.public(), connections_max)?,
+            Some(public) => admin::serve(&tasks, public.bound(&wiring.snapshot), admin.public(), connections_max)?,
             None => inside = inside.merge(admin.public()),
         }
-        admin::serve(&tasks, self.admin, inside, connections_max)?;
+        admin::serve(&tasks, self.admin.bound(&wiring.snapshot), inside, connections_max)?;
         let name = format!("keybearer-{:08x}", fastrand::u32(..));
         let shared = Arc::new(ProxyState {
             snapshot: wiring.snapshot.clone(),

@@ -40,7 +40,8 @@ use std::sync::Arc;
 
 pub use load::included_files;
 pub use partial::{
-    InstanceLocation, caller_secret, has_desktop, locate_instance, presented_token, read_token, store_of,
+    InstanceLocation, ListenerLocation, caller_secret, has_desktop, locate_instance, presented_token, read_token,
+    store_of,
 };
 pub use reading::secret::is_stored_name;
 pub use reading::{Excerpts, Problem, Problems};

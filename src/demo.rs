@@ -17,6 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 
+use crate::admin::BoundListener;
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config;
@@ -52,8 +53,12 @@ impl Demo {
         let address = |socket: &TcpListener| socket.local_addr().map_err(|error| error.to_string());
         let (server, api) = (address(&server_socket)?, address(&api_socket)?);
         let router = authorization_server::router(secret.clone(), issues);
-        crate::admin::serve(&tasks, server_socket, router, ADMIN_MAX).map_err(|error| error.to_string())?;
-        crate::admin::serve(&tasks, api_socket, api::router(server)?, ADMIN_MAX).map_err(|error| error.to_string())?;
+        let serve = |socket, router| {
+            let listener = BoundListener { socket, tls: None };
+            crate::admin::serve(&tasks, listener, router, ADMIN_MAX).map_err(|error| error.to_string())
+        };
+        serve(server_socket, router)?;
+        serve(api_socket, api::router(server)?)?;
         // Never used: without a configured user, the admin side would store a token on disk.
         let unused_token = authorization_server::random_text();
         let presented = serde_json::to_string(presented.unwrap_or(&secret)).map_err(|error| error.to_string())?;

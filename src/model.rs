@@ -31,7 +31,7 @@ use origin::Host;
 use secret::{Secret, SecretDigest};
 use token::Subject;
 
-pub use access::{AdminAccess, Role, User};
+pub use access::{AdminAccess, Role, SignIn, User};
 pub use egress::Egress;
 pub use listener::{ListenAt, Listener, ListenerTls, Listeners, ProxyListener};
 pub use store::{RedisAt, RedisKind, RedisSettings, StoreKind, StoreSettings};

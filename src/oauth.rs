@@ -16,6 +16,7 @@ mod form;
 mod grant;
 mod json;
 mod oauth2_adapter;
+mod openid;
 mod preflight;
 mod query;
 mod redact;
@@ -52,6 +53,7 @@ use verdict::Sent;
 pub use authorization::DeviceAuthorization;
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
+pub use openid::{Identity, OpenIdClient, SignInError};
 pub use preflight::{Check, CheckOutcome};
 pub use redact::sanitize_error;
 

@@ -15,7 +15,7 @@ use crate::dial::Dialer;
 use crate::model::connection::{Connection, Inject, OtherBearer, Route, Stripped, UpstreamTls};
 use crate::model::token::default_profile;
 use crate::model::{Caller, Egress, Limits, LogRequests, Model, Name, Roots, Timeouts};
-use crate::oauth::TokenEndpoint;
+use crate::oauth::{OpenIdClient, TokenEndpoint};
 use crate::router::{CallerId, Callers, Label, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::telemetry::traces::Tracer;
@@ -41,6 +41,8 @@ pub struct Snapshot {
     pub log_requests: LogRequests,
     pub tracer: Tracer,
     pub links: Links,
+    /// Where people sign in to the admin API; `None`: with a user's token only.
+    pub sign_in: Option<Arc<OpenIdClient>>,
     /// TLS configurations of the listeners that speak TLS, by name.
     pub listener_tls: HashMap<Name, Arc<ServerConfig>>,
 }
@@ -178,7 +180,7 @@ impl Snapshot {
         trust: &Trust,
         profiles: &mut TlsProfiles,
         dialer: Dialer,
-        (metrics, tracer, links): (&Metrics, Tracer, Links),
+        (metrics, tracer, links, sign_in): (&Metrics, Tracer, Links, Option<Arc<OpenIdClient>>),
         (listener_tls, authority): (HashMap<Name, Arc<ServerConfig>>, Option<Arc<Authority>>),
         live: impl Fn(&Connection) -> Option<Live>,
     ) -> Snapshot {
@@ -244,6 +246,7 @@ impl Snapshot {
             log_requests: model.log.requests,
             tracer,
             links,
+            sign_in,
             listener_tls,
         }
     }

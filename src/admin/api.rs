@@ -201,9 +201,21 @@ const OPERATIONS: &[Operation] = &[
         path: auth::SESSION_PATH,
         role: Role::Viewer,
         summary: "Signs a browser in with a user's token: sets a cookie, returns the CSRF token for requests that change something",
-        responses: &[(200, "{user, role, csrf_token, expires_at}")],
+        responses: &[
+            (200, "{user, role, csrf_token, expires_at}"),
+            (429, "too many attempts from this address; Retry-After"),
+        ],
         members: &[("token", "the user's token")],
         handler: || post(session::post),
+    },
+    Operation {
+        method: "get",
+        path: auth::SESSION_PATH,
+        role: Role::Viewer,
+        summary: "Who is signed in, and the CSRF token of a session",
+        responses: &[(200, "{user, role, csrf_token, expires_at}; the last two are null with a bearer token")],
+        members: &[],
+        handler: || get(session::get),
     },
     Operation {
         method: "delete",

@@ -3,8 +3,6 @@
 //! Invariant: Host is checked before the token, so that a page that uses DNS rebinding learns nothing.
 //! Not here: the users (`users`), sessions (`session`), accepted hosts (`host`).
 
-use std::net::SocketAddr;
-
 use axum::extract::{OriginalUri, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -76,7 +74,7 @@ fn admit(admin: &Admin, request: &Request, addrs: ConnAddrs) -> Result<Authentic
         let detail = "the Host header is neither this listener's address nor in `admin.hosts`";
         return Err(Problem::new(StatusCode::MISDIRECTED_REQUEST, HOST_UNKNOWN, detail));
     }
-    authenticate(admin, request.method(), request.headers(), addrs.peer).ok_or_else(user_unknown)
+    authenticate(admin, request.method(), request.headers(), addrs).ok_or_else(user_unknown)
 }
 
 /// The user by token, else by session. With an `Authorization` header the session is ignored.
@@ -84,11 +82,11 @@ pub fn authenticate(
     admin: &Admin,
     method: &Method,
     headers: &HeaderMap,
-    from: SocketAddr,
+    addrs: ConnAddrs,
 ) -> Option<AuthenticatedUser> {
     match headers.contains_key(header::AUTHORIZATION) {
-        true => admin.access.bearer(headers, from),
-        false => session::authenticate(admin, method, headers, from),
+        true => admin.access.bearer(headers, addrs.peer),
+        false => session::authenticate(admin, method, headers, addrs),
     }
 }
 

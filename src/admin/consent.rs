@@ -5,7 +5,7 @@
 //! own pages. Only the browser that confirmed a flow can complete it, and only with the flow's `state`. A code is
 //! exchanged once.
 //! Not here: resolving a link (`link`), the confirmation (`confirm`), the flow in the store (`flow`), the HTML
-//! (`pages`, `refusal`), device codes (`device`), the API (`api`).
+//! (`pages`, `refusal`), device codes (`device`), the API (`api`), sign-in at the OpenID provider (`admin::sign_in`).
 
 mod api;
 mod begin;
@@ -16,11 +16,12 @@ mod definition;
 pub mod device;
 mod finish;
 mod flow;
+mod hand_over;
 mod link;
-mod pages;
-mod refusal;
+pub mod pages;
+pub mod refusal;
 mod sign_in;
-mod visit;
+pub mod visit;
 
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ use refusal::not_allowed;
 use visit::Visit;
 
 pub use api::{authorization, authorize};
+pub use flow::{constant_time_eq, random};
+pub use hand_over::hand_over;
 
 const FORM_BYTES_MAX: usize = 16 * 1024;
 const FORM_TIMEOUT: Duration = Duration::from_secs(10);
@@ -55,7 +58,7 @@ pub fn router(admin: Admin) -> Router {
 }
 
 /// Middleware of every page: requires an accepted Host header, and forbids caching.
-async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
+pub async fn guard(State(admin): State<Admin>, request: Request, next: Next) -> Response {
     let known = host::is_accepted(&admin, &request, ConnAddrs::of(&request));
     let fits = request.uri().query().is_none_or(|query| query.len() <= QUERY_BYTES_MAX);
     pages::with_security_headers(match (known, fits) {
@@ -80,22 +83,31 @@ async fn connect(State(admin): State<Admin>, Path(name): Path<String>, request: 
 
 /// Handles the two forms of our pages: sign-in with a user's token, and confirmation.
 async fn submit(admin: &Admin, name: &str, visit: &Visit, request: Request) -> Result<Response, Page> {
-    if !host::is_from_own_page(admin.snapshot.load().links.base(), &visit.headers) {
-        tracing::warn!(from = %visit.from, "cross-site form refused");
+    let form = own_form(admin, visit, request).await?;
+    match (form_field(&form, "token"), form_field(&form, "confirmation")) {
+        (Some(token), _) => sign_in::sign_in(admin, visit, &token).await,
+        (None, Some(confirmation)) => confirm::confirmed(admin, name, visit, &confirmation).await,
+        (None, None) => Err(unreadable()),
+    }
+}
+
+/// The body of a form that one of our pages sent.
+async fn own_form(admin: &Admin, visit: &Visit, request: Request) -> Result<Zeroizing<Vec<u8>>, Page> {
+    if !host::is_from_own_page(admin.snapshot.load().links.base(), &visit.headers, visit.addrs.secure) {
+        tracing::warn!(from = %visit.from(), "cross-site form refused");
         return Err(Page::new(StatusCode::FORBIDDEN, "Not from another site")
             .text("This form was not sent from a Keybearer page, so it was rejected.")
             .note("Open the link itself, and submit the form there."));
     }
     let body = tokio::time::timeout(FORM_TIMEOUT, axum::body::to_bytes(request.into_body(), FORM_BYTES_MAX));
-    let unreadable = || Page::refused("The form was incomplete").text("Submit it again.");
-    let body = Zeroizing::new(body.await.map_err(|_| unreadable())?.map_err(|_| unreadable())?.to_vec());
-    let field = |name: &str| {
-        let value = form_urlencoded::parse(&body).find(|(key, _)| key == name)?.1;
-        Some(Zeroizing::new(value.into_owned()))
-    };
-    match (field("token"), field("confirmation")) {
-        (Some(token), _) => sign_in::sign_in(admin, visit, &token).await,
-        (None, Some(confirmation)) => confirm::confirmed(admin, name, visit, &confirmation).await,
-        (None, None) => Err(unreadable()),
-    }
+    Ok(Zeroizing::new(body.await.map_err(|_| unreadable())?.map_err(|_| unreadable())?.to_vec()))
+}
+
+fn form_field(form: &[u8], name: &str) -> Option<Zeroizing<String>> {
+    let value = form_urlencoded::parse(form).find(|(key, _)| key == name)?.1;
+    Some(Zeroizing::new(value.into_owned()))
+}
+
+fn unreadable() -> Page {
+    Page::refused("The form was incomplete").text("Submit it again.")
 }

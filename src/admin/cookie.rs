@@ -8,15 +8,16 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderValue, header};
 use cookie::{Cookie, SameSite};
 
-use super::{Admin, host};
+use super::{Admin, ConnAddrs, host};
 
 const HOST_PREFIX: &str = "__Host-";
 
-/// True if the browser uses `public_url`, and that is https.
-pub fn is_secure(admin: &Admin, headers: &HeaderMap) -> bool {
+/// True if the browser uses https: on this connection, or to the host of a `public_url` or `redirect_url` that is https.
+pub fn is_secure(admin: &Admin, headers: &HeaderMap, addrs: ConnAddrs) -> bool {
     let snapshot = admin.snapshot.load();
-    let base = snapshot.links.base().filter(|base| base.scheme() == "https");
-    host::names_host_of(base, headers)
+    let redirect_url = snapshot.sign_in.as_ref().map(|provider| &provider.redirect_url);
+    let bases = [snapshot.links.base(), redirect_url].into_iter().flatten().filter(|base| base.scheme() == "https");
+    addrs.secure || bases.into_iter().any(|base| host::names_host_of(Some(base), headers))
 }
 
 /// `Set-Cookie` for all paths of this host; `None`: the value is not valid in a header.

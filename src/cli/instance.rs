@@ -1,9 +1,11 @@
 //! Commands that call the API of a running instance: `connections`, `refresh`, `revoke`, `test`, `healthcheck`.
 //!
-//! Not here: `connect`, which waits for a person (`connect`); the contents of a response (`admin`), its formatting
-//! (`table`).
+//! Not here: `connect`, which waits for a person (`connect`); the request itself (`endpoint`); the contents of a response
+//! (`admin`), its formatting (`table`).
 //! Invariants: untrusted text is printed without control characters; the admin token is never printed; if no instance
 //! responds, the error names the address and the remedy.
+
+mod endpoint;
 
 use std::io::{Read as _, Write};
 use std::path::PathBuf;
@@ -13,18 +15,17 @@ use std::time::Duration;
 use clap::Args;
 use http::Method;
 use serde_json::{Value, json};
-use url::Url;
 use zeroize::Zeroizing;
 
 use super::{ConfigArguments, table};
-use crate::config::{self, InstanceLocation};
+use crate::config::{self, InstanceLocation, ListenerLocation};
+use crate::model::Roots;
 use crate::model::secret::Secret;
-use crate::tls::Trust;
+use endpoint::Endpoint;
 
 /// Timeout of an API call; longer than any operation of the instance.
 const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
-const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The largest page that the instance sends.
 const CONNECTIONS_PER_PAGE: &str = "200";
 /// Ends the walk through the pages of a peer that never sends the last one.
@@ -162,11 +163,11 @@ pub fn test(arguments: &TestArguments) -> ExitCode {
 /// Exits 0 if the instance is ready.
 pub fn healthcheck(arguments: &InstanceArguments) -> ExitCode {
     let found = arguments.location();
-    let base = arguments.base_url(found.health);
-    let response = base.and_then(|base| {
-        let request = reqwest::Request::new(Method::GET, join(&base, &["readyz"])?);
-        let (status, _) = send(&base, request, HEALTH_TIMEOUT)?;
-        Ok((status == 200, base))
+    let endpoint = arguments.endpoint(found.health, found.trust);
+    let response = endpoint.and_then(|endpoint| {
+        let request = reqwest::Request::new(Method::GET, endpoint.url(&["readyz"])?);
+        let (status, _) = endpoint.send(request, HEALTH_TIMEOUT)?;
+        Ok((status == 200, endpoint.base().clone()))
     });
     match response {
         Ok((ready, base)) => {
@@ -230,21 +231,12 @@ impl InstanceArguments {
         config::locate_instance(&self.config.path())
     }
 
-    /// URL of the listener; `address` is the one of the configuration.
-    fn base_url(&self, address: std::net::SocketAddr) -> Result<Url, CallError> {
-        let failed = |text: String| CallError::Local(text);
-        let Some(text) = &self.admin else {
-            if address.port() == 0 {
-                let text = "the configuration leaves the port to the system; set --admin to the URL in the log";
-                return Err(failed(text.to_owned()));
-            }
-            return Url::parse(&format!("http://{address}")).map_err(|error| failed(format!("{address}: {error}")));
-        };
-        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        let url = url.filter(|url| url.username().is_empty() && url.password().is_none());
-        url.ok_or_else(|| {
-            failed("--admin is not the URL of a listener; use one such as http://127.0.0.1:8081".to_owned())
-        })
+    /// The listener given by its address, else `configured`.
+    fn endpoint(&self, configured: ListenerLocation, trust: Roots) -> Result<Endpoint, CallError> {
+        match &self.admin {
+            Some(text) => Endpoint::given(text, trust),
+            None => Endpoint::configured(configured, trust),
+        }
     }
 
     fn token(&self, found: &InstanceLocation) -> Result<Secret, CallError> {
@@ -262,7 +254,9 @@ impl InstanceArguments {
 
     pub fn instance(&self) -> Result<Instance, CallError> {
         let found = self.location();
-        Ok(Instance { base: self.base_url(found.admin)?, token: self.token(&found)? })
+        let token = self.token(&found);
+        // A wrong address is reported before a missing token.
+        Ok(Instance { endpoint: self.endpoint(found.admin, found.trust)?, token: token? })
     }
 
     /// Calls the API once; `Err` also if the instance refuses.
@@ -273,7 +267,7 @@ impl InstanceArguments {
 
 /// A running instance, and the token to present to it.
 pub struct Instance {
-    base: Url,
+    endpoint: Endpoint,
     token: Secret,
 }
 
@@ -286,8 +280,8 @@ impl Instance {
         query: &[(&str, &str)],
         body: Option<Value>,
     ) -> Result<Value, CallError> {
-        let Instance { base, token } = self;
-        let mut url = join(base, &[&["api", "v1"], path].concat())?;
+        let Instance { endpoint, token } = self;
+        let mut url = endpoint.url(&[&["api", "v1"], path].concat())?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
@@ -302,49 +296,15 @@ impl Instance {
             request.headers_mut().insert(http::header::CONTENT_TYPE, json);
             *request.body_mut() = Some(body.to_string().into());
         }
-        let (status, bytes) = send(base, request, CALL_TIMEOUT)?;
+        let (status, bytes) = endpoint.send(request, CALL_TIMEOUT)?;
         let response: Value = serde_json::from_slice(&bytes).unwrap_or_default();
         match (200..300).contains(&status) {
             true if response.is_object() => Ok(response),
             false if response["code"].is_string() => Err(CallError::Refused(response)),
             _ => Err(CallError::Local(format!(
-                "{base} is not a Keybearer instance (status {status}); set another --admin"
+                "{} is not a Keybearer instance (status {status}); set another --admin",
+                endpoint.base()
             ))),
         }
     }
-}
-
-fn join(base: &Url, path: &[&str]) -> Result<Url, CallError> {
-    let mut url = base.clone();
-    let no_base = || CallError::Local("--admin is not the URL of a listener".to_owned());
-    url.path_segments_mut().map_err(|()| no_base())?.pop_if_empty().extend(path);
-    Ok(url)
-}
-
-/// Sends a request; returns the status and the body of the response.
-fn send(base: &Url, request: reqwest::Request, limit: Duration) -> Result<(u16, Vec<u8>), CallError> {
-    let failed = |error: &dyn std::fmt::Display| CallError::Local(format!("cannot send the request: {error}"));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-    let mut builder = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).timeout(limit);
-    if base.scheme() == "https" {
-        let tls = Trust::new(&[].into()).client_config(None, None);
-        builder = builder.tls_backend_preconfigured(std::sync::Arc::unwrap_or_clone(tls));
-    }
-    let client = builder.build().map_err(|error| failed(&error))?;
-    let response = runtime.block_on(async {
-        let mut response = client.execute(request).await?;
-        let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
-            body.extend_from_slice(&chunk);
-            if body.len() > RESPONSE_BYTES_MAX {
-                break;
-            }
-        }
-        Ok::<_, reqwest::Error>((response.status().as_u16(), body))
-    });
-    response.map_err(|error| {
-        let why = if error.is_timeout() { " in time" } else { "" };
-        let remedy = "start one with `keybearer run`, or set its address with --admin or KEYBEARER_ADMIN_URL";
-        CallError::Local(format!("no instance responds{why} at {base}; {remedy}"))
-    })
 }

@@ -1,6 +1,8 @@
-//! `admin`: users of the admin API.
+//! `admin`: users of the admin API, and sign-in at an OpenID provider (`sign_in`).
 //!
 //! Not here: the listener itself (`listener`), the manager's token file (`crate::admin`).
+
+mod sign_in;
 
 use std::collections::HashMap;
 
@@ -10,7 +12,8 @@ use serde::Deserialize;
 use super::reading::{Fault, Field, Keys, Keyword, NodeRef, Section, Sink, secret, shape, value};
 use crate::model::origin::Authority;
 use crate::model::secret::SecretDigest;
-use crate::model::{AdminAccess, Name, Role, User};
+use crate::model::{AdminAccess, Listener, Name, Role, User};
+use sign_in::SignInFile;
 
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(rename = "admin", deny_unknown_fields)]
@@ -21,6 +24,11 @@ pub struct AdminFile {
     /// Additional Host values that the admin listener accepts.
     #[schemars(extend("examples" = [["keys.example"]]))]
     pub hosts: Field<shape::List<shape::Text>>,
+    /// People sign in at an OpenID provider; the callback is on the admin listener. Absent: with a user's token only.
+    #[schemars(extend(
+        "examples" = [{"issuer": "https://login.example.com", "client_id": "keys", "roles": {"ops": "operator"}}]
+    ))]
+    pub sign_in: Field<SignInFile>,
     /// Whether connections may be changed over the API. Not built yet: only false is accepted, and files are the only
     /// source.
     #[schemars(extend("examples" = [false]))]
@@ -48,11 +56,11 @@ impl Keys for UserFile {}
 
 impl Keyword for Role {
     fn keywords() -> Vec<(&'static str, Role)> {
-        vec![("viewer", Role::Viewer), ("operator", Role::Operator), ("manager", Role::Manager)]
+        Role::ALL.map(|role| (role.as_str(), role)).into()
     }
 }
 
-/// Reads `admin`; the flag is true if any user is listed, even an invalid one.
+/// Reads `admin`; the flag is true if any user is listed or `sign_in` is given, even an invalid one.
 pub fn access(node: Option<NodeRef<'_>>, sink: &mut Sink) -> (AdminAccess, bool) {
     let mut access = AdminAccess::default();
     let Some(section) = node.and_then(|node| node.section::<AdminFile>(sink)) else { return (access, false) };
@@ -67,7 +75,14 @@ pub fn access(node: Option<NodeRef<'_>>, sink: &mut Sink) -> (AdminAccess, bool)
     for item in section.get(section.keys.hosts).and_then(|node| node.items(sink)).unwrap_or_default() {
         access.hosts.extend(item.parse(sink, host));
     }
-    (access, has_users)
+    let sign_in = section.get(section.keys.sign_in);
+    access.sign_in = sign_in.as_ref().and_then(|node| sign_in::sign_in(node, sink));
+    (access, has_users || sign_in.is_some())
+}
+
+/// Checks `sign_in` against the admin listener.
+pub fn check_sign_in(access: &AdminAccess, listener: &Listener, node: &NodeRef<'_>, sink: &mut Sink) {
+    sign_in::check_redirect(access.sign_in.as_ref(), listener, node, sink);
 }
 
 fn users(node: &NodeRef<'_>, sink: &mut Sink) -> Vec<User> {

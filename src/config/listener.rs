@@ -52,7 +52,7 @@ pub struct ListenerFile {
     /// Octal permissions of a Unix socket. Absent: 0600, owner only.
     #[schemars(extend("examples" = ["0660"]))]
     pub mode: Field<shape::Text>,
-    /// Terminates TLS at this proxy listener.
+    /// Terminates TLS at this listener; its URLs are then https.
     #[schemars(extend(
         "examples" = [{"certificate": "tls.pem", "key": {"file": "tls.key"}, "client_ca": "callers.pem"}]
     ))]
@@ -70,8 +70,8 @@ pub struct ListenerTlsFile {
     /// Private key of the certificate in PEM.
     #[schemars(required, extend("examples" = [{"file": "tls.key"}]))]
     pub key: Field<shape::Secret>,
-    /// PEM file of the CAs that sign callers' certificates: each caller must then present one. Absent: no client
-    /// certificate is requested.
+    /// PEM file of the CAs that sign callers' certificates: each caller, and each client of an admin, telemetry or
+    /// public listener, must then present one. Absent: no client certificate is requested.
     #[schemars(extend("examples" = ["callers.pem"]))]
     pub client_ca: Field<shape::Text>,
 }
@@ -113,9 +113,9 @@ impl Draft<'_> {
         }
     }
 
-    fn finish(self) -> Option<Listener> {
+    fn finish(self) -> Option<(Listener, Option<ListenerTls>)> {
         let ListenAt::Address(address) = self.at else { return None };
-        Some(Listener { name: self.name?, address })
+        Some((Listener { name: self.name?, address, secure: self.secure }, self.tls))
     }
 
     fn finish_proxy(self) -> Option<(ProxyListener, Option<ListenerTls>)> {
@@ -153,18 +153,25 @@ pub fn listeners(
         }
     }
     if let Some(admin) = admin.as_ref().filter(|_| !has_users) {
-        admin.refuse_beyond_loopback("no users are configured", "list them under `admin.users`", sink);
+        admin.refuse_beyond_loopback(
+            "no users are configured",
+            "list them under `admin.users`, or configure `admin.sign_in`",
+            sink,
+        );
     }
     refuse_collisions(&proxy.iter().chain(&admin).chain(&telemetry).chain(&public).collect::<Vec<_>>(), sink);
     let proxy = proxy.into_iter().map(Draft::finish_proxy).collect::<Option<Vec<_>>>()?;
-    let tls = proxy.iter().filter_map(|(listener, tls)| Some((listener.name.clone(), tls.clone()?))).collect();
-    let listeners = Listeners {
-        proxy: proxy.into_iter().map(|(listener, _)| listener).collect(),
-        admin: admin?.finish()?,
-        telemetry: telemetry.and_then(Draft::finish),
-        public: public.and_then(Draft::finish),
+    let mut all_tls = HashMap::new();
+    let mut without_tls = |(listener, tls): (Listener, Option<ListenerTls>)| {
+        all_tls.extend(tls.map(|tls| (listener.name.clone(), tls)));
+        listener
     };
-    Some((listeners, tls))
+    let admin = without_tls(admin?.finish()?);
+    let telemetry = telemetry.and_then(Draft::finish).map(&mut without_tls);
+    let public = public.and_then(Draft::finish).map(&mut without_tls);
+    all_tls.extend(proxy.iter().filter_map(|(listener, tls)| Some((listener.name.clone(), tls.clone()?))));
+    let proxy = proxy.into_iter().map(|(listener, _)| listener).collect();
+    Some((Listeners { proxy, admin, telemetry, public }, all_tls))
 }
 
 /// The listeners of a configuration without `listeners`.
@@ -172,7 +179,7 @@ pub fn default_listeners() -> (Listeners, HashMap<Name, ListenerTls>) {
     let name = |text| Name::parse(text).expect("a literal name");
     let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let proxy = ProxyListener { name: name("proxy"), at: ListenAt::Address(at(PROXY_PORT)), secure: false };
-    let admin = Listener { name: name("admin"), address: at(ADMIN_PORT) };
+    let admin = Listener { name: name("admin"), address: at(ADMIN_PORT), secure: false };
     (Listeners { proxy: vec![proxy], admin, telemetry: None, public: None }, HashMap::new())
 }
 
@@ -253,24 +260,21 @@ fn name_and_open(section: &Section<'_, ListenerFile>, default_name: &str, sink: 
 
 /// Reads an address, or a map with one.
 fn listener<'a>(node: &NodeRef<'a>, default_name: &str, sink: &mut Sink) -> Option<Draft<'a>> {
-    let plain = |name, open, address, node| {
-        let at = ListenAt::Address(address);
-        Some(Draft { name, at, open, secure: false, tls: None, node: Some(node) })
-    };
     if !node.is_map() {
-        let address = node.parse(sink, value::listen_address)?;
-        return plain(Name::parse(default_name), false, address, node.clone());
+        let at = ListenAt::Address(node.parse(sink, value::listen_address)?);
+        let name = Name::parse(default_name);
+        return Some(Draft { name, at, open: false, secure: false, tls: None, node: Some(node.clone()) });
     }
     let section = node.section::<ListenerFile>(sink)?;
-    for (key, node) in [("mode", section.get(section.keys.mode)), ("tls", section.get(section.keys.tls))] {
-        if let Some(node) = node {
-            node.problem(sink, format!("`{key}` applies only to proxy listeners"), "remove it");
-        }
+    if let Some(mode) = section.get(section.keys.mode) {
+        mode.problem(sink, "`mode` applies only to proxy listeners", "remove it");
     }
     let (name, open) = name_and_open(&section, default_name, sink);
-    let at = section.require(section.keys.address, "address", "write IP:PORT, such as 127.0.0.1:8080", sink)?;
-    let address = at.parse(sink, value::listen_address)?;
-    plain(name, open, address, at)
+    let tls_at = section.get(section.keys.tls);
+    let tls = tls_at.as_ref().and_then(|node| tls(node, sink));
+    let address = section.require(section.keys.address, "address", "write IP:PORT, such as 127.0.0.1:8080", sink)?;
+    let at = ListenAt::Address(address.parse(sink, value::listen_address)?);
+    Some(Draft { name, at, open, secure: tls_at.is_some(), tls, node: Some(address) })
 }
 
 fn refuse_collisions(all: &[&Draft<'_>], sink: &mut Sink) {

@@ -6,21 +6,33 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::reading::{Problems, Sink, reference};
+use super::reading::{Problems, Sink, pem, reference};
 use super::state_dir::{state_dir, variable};
 use super::top::TopFile;
 use super::{caller, listener, load, store};
+use crate::model::san::San;
 use crate::model::secret::{Secret, Vault};
-use crate::model::{Name, StoreSettings};
+use crate::model::{Listener, ListenerTls, Name, Roots, StoreSettings};
 
 /// Admin addresses of the instance that runs a configuration, and the directory with its admin token.
 #[derive(Debug)]
 pub struct InstanceLocation {
-    /// With port 0, only the instance's log has the real port.
-    pub admin: SocketAddr,
+    pub admin: ListenerLocation,
     /// The listener with `/readyz`.
-    pub health: SocketAddr,
+    pub health: ListenerLocation,
     pub state_dir: PathBuf,
+    /// `trust`, empty if it cannot be read.
+    pub trust: Roots,
+}
+
+/// How a command on the same machine reaches a listener.
+#[derive(Debug, Clone)]
+pub struct ListenerLocation {
+    /// With port 0, only the instance's log has the real port.
+    pub address: SocketAddr,
+    pub secure: bool,
+    /// Name to verify in the certificate in place of the address, which is rarely in one.
+    pub server_name: Option<String>,
 }
 
 /// Ignores problems: the command may have no access to the secrets that the configuration refers to.
@@ -29,12 +41,29 @@ pub fn locate_instance(file: &Path) -> InstanceLocation {
     let source = load::read(file, &mut sink);
     let top = source.as_ref().and_then(|source| source.root()?.section::<TopFile>(&mut sink));
     let listeners = top.as_ref().and_then(|top| top.get(top.keys.listeners));
-    let listeners = listener::listeners(listeners, true, true, &mut sink).map(|(listeners, _)| listeners);
-    let default = SocketAddr::from((Ipv4Addr::LOCALHOST, listener::ADMIN_PORT));
-    let admin = listeners.as_ref().map_or(default, |listeners| listeners.admin.address);
-    let health = listeners.and_then(|listeners| listeners.telemetry).map_or(admin, |telemetry| telemetry.address);
+    let (listeners, tls) =
+        listener::listeners(listeners, true, true, &mut sink).unwrap_or_else(listener::default_listeners);
+    let locate = |listener: &Listener| ListenerLocation {
+        address: reachable(listener.address),
+        secure: listener.secure,
+        server_name: tls.get(&listener.name).and_then(|tls| server_name(tls, reachable(listener.address).ip())),
+    };
+    let (admin, health) = (locate(&listeners.admin), locate(listeners.telemetry.as_ref().unwrap_or(&listeners.admin)));
     let state_dir = state_dir(top.as_ref().and_then(|top| top.get(top.keys.state_dir)), &mut sink);
-    InstanceLocation { admin: reachable(admin), health: reachable(health), state_dir }
+    let trust = top.as_ref().and_then(|top| pem::roots(&top.get(top.keys.trust)?, &mut sink));
+    InstanceLocation { admin, health, state_dir, trust: trust.unwrap_or_else(|| [].into()) }
+}
+
+/// The first DNS name of the listener's certificate, unless the certificate names `address` itself.
+fn server_name(tls: &ListenerTls, address: IpAddr) -> Option<String> {
+    let names = crate::tls::names(tls.certificate.chain.first()?);
+    if names.contains(&San::Ip(address)) {
+        return None;
+    }
+    names.into_iter().find_map(|name| match name {
+        San::Dns(name) if !name.starts_with('*') => Some(name),
+        _ => None,
+    })
 }
 
 /// The address to connect to: loopback for a listener on the unspecified address.

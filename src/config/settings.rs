@@ -32,6 +32,11 @@ pub fn settings(top: &Section<'_, TopFile>, sink: &mut Sink) -> Settings {
     let (callers, known_callers) =
         caller::callers(top.get(keys.callers), listeners.as_ref().map(|(listeners, _)| listeners), sink);
     let listeners_are_valid = listeners.is_some();
+    if let (Some(node), Some((listeners, _))) =
+        (top.get(keys.admin).and_then(|node| node.value_of("sign_in")), &listeners)
+    {
+        admin::check_sign_in(&admin, &listeners.admin, &node, sink);
+    }
     let (listeners, listener_tls) = listeners.unwrap_or_else(listener::default_listeners);
     let model = Model {
         listeners,

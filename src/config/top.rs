@@ -76,8 +76,8 @@ pub struct TopFile {
     /// Trace export. Absent: no spans are exported; trace context from callers is still forwarded.
     #[schemars(extend("examples" = [{"otlp": "http://collector:4318", "sample": 0.01}]))]
     pub tracing: Field<TracingFile>,
-    /// Base URL at which browsers reach /connect and /oauth/callback. Absent: http://localhost with the port of the
-    /// `public` listener, else of the `admin` listener, if that listener is on loopback.
+    /// Base URL at which browsers reach /connect and /oauth/callback. Absent: http://localhost, or https with `tls`, and
+    /// the port of the `public` listener, else of the `admin` listener, if that listener is on loopback.
     #[schemars(extend("examples" = ["https://keys.acme.test"]))]
     pub public_url: Field<shape::Url>,
     /// CA that signs the certificates for HTTPS inside CONNECT tunnels, so that requests in them get tokens; callers

@@ -10,6 +10,7 @@ use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
+use url::Url;
 
 use crate::model::connection::{HostPattern, PortRule, Route, RouteOrigin};
 use crate::model::origin::Host;
@@ -47,21 +48,25 @@ impl AddressPolicy {
             ..AddressPolicy::default()
         };
         policy.named.extend(model.hosts.iter().map(|entry| entry.host.clone()));
+        model.admin.sign_in.iter().filter_map(|sign_in| sign_in.issuer.parse().ok()).for_each(|url| policy.url(&url));
         for connection in model.connections.iter().filter(|connection| connection.written.opens_addresses()) {
             let endpoints = &connection.endpoints;
             let others = [&endpoints.revocation, &endpoints.authorization, &endpoints.device_authorization];
             let urls = std::iter::once(&endpoints.server).chain(others.into_iter().flatten()).cloned();
             let issuer = endpoints.issuer.as_ref().and_then(|issuer| issuer.parse().ok());
-            for url in urls.chain(issuer) {
-                let host = url.host_str().and_then(|host| Host::parse(host).ok());
-                match (host, url.port_or_known_default()) {
-                    (Some(Host::Ip(address)), Some(port)) => policy.endpoints.extend([(address.to_canonical(), port)]),
-                    (host, _) => policy.named.extend(host),
-                }
-            }
+            urls.chain(issuer).for_each(|url| policy.url(&url));
             connection.routes.iter().for_each(|route| policy.route(route));
         }
         policy
+    }
+
+    /// Permits the host of a configured URL.
+    fn url(&mut self, url: &Url) {
+        let host = url.host_str().and_then(|host| Host::parse(host).ok());
+        match (host, url.port_or_known_default()) {
+            (Some(Host::Ip(address)), Some(port)) => self.endpoints.extend([(address.to_canonical(), port)]),
+            (host, _) => self.named.extend(host),
+        }
     }
 
     fn route(&mut self, route: &Route) {

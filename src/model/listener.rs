@@ -28,6 +28,8 @@ impl Listeners {
 pub struct Listener {
     pub name: Name,
     pub address: SocketAddr,
+    /// True if it uses TLS; its [`ListenerTls`] is in the model.
+    pub secure: bool,
 }
 
 /// A listener of the proxy.
@@ -62,6 +64,6 @@ impl fmt::Display for ListenAt {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ListenerTls {
     pub certificate: ClientCertificate,
-    /// Issuers of the client certificates that callers must present; `None`: no client certificates.
+    /// Issuers of the client certificates that clients must present; `None`: no client certificates.
     pub client_ca: Option<Roots>,
 }

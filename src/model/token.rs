@@ -7,6 +7,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use url::form_urlencoded;
+
 use super::Name;
 use super::secret::Secret;
 
@@ -25,6 +27,15 @@ impl TokenKey {
     /// The shared token of the connection itself, without a named profile.
     pub fn of_connection(connection: Name) -> TokenKey {
         TokenKey { connection, profile: default_profile(), subject: None }
+    }
+
+    /// The query that selects this token in a link of its connection: `profile` unless it is the default, `subject`.
+    pub fn selection(&self) -> Option<String> {
+        let profile = Some(("profile", self.profile.as_str())).filter(|_| self.profile != default_profile());
+        let subject = self.subject.as_ref().map(|subject| ("subject", subject.as_str()));
+        let mut query = form_urlencoded::Serializer::new(String::new());
+        let query = query.extend_pairs(profile.into_iter().chain(subject)).finish();
+        Some(query).filter(|query| !query.is_empty())
     }
 
     /// The token of one subject of a connection with `tokens: per_subject`.

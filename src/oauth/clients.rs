@@ -111,6 +111,11 @@ impl HttpClients {
         Some(discovery)
     }
 
+    /// Discovery of the OpenID provider at which people sign in.
+    pub fn sign_in_discovery(&self, issuer: &str, http: &reqwest::Client) -> Discovery {
+        Discovery::new(issuer.to_owned(), http.clone(), self.dialer.clone(), false, false)
+    }
+
     #[cfg(test)]
     pub fn count(&self) -> usize {
         lock(&self.clients).len()

@@ -27,7 +27,10 @@ pub const AUTHORIZATION: &str = "authorization_endpoint";
 pub const DEVICE_AUTHORIZATION: &str = "device_authorization_endpoint";
 /// RFC 9126 §5
 pub const PUSHED_AUTHORIZATION_REQUEST: &str = "pushed_authorization_request_endpoint";
-const ENDPOINTS: [&str; 5] = [TOKEN, REVOCATION, AUTHORIZATION, DEVICE_AUTHORIZATION, PUSHED_AUTHORIZATION_REQUEST];
+/// The keys that sign ID tokens (OpenID Connect Discovery §3).
+pub const JWKS: &str = "jwks_uri";
+const ENDPOINTS: [&str; 6] =
+    [TOKEN, REVOCATION, AUTHORIZATION, DEVICE_AUTHORIZATION, PUSHED_AUTHORIZATION_REQUEST, JWKS];
 const METADATA_TTL: Duration = Duration::from_secs(24 * 3600);
 
 /// The members of an issuer's metadata that we use.
@@ -63,6 +66,13 @@ impl Announced {
             code_challenge_methods: list("code_challenge_methods_supported"),
             scopes: list("scopes_supported"),
         }
+    }
+
+    /// The token endpoint accepts `client_secret_post`, and not `client_secret_basic`.
+    pub fn wants_secret_in_body(&self) -> bool {
+        let methods = self.authentication_methods.as_deref().unwrap_or_default();
+        let accepts = |method: &str| methods.iter().any(|announced| announced == method);
+        accepts("client_secret_post") && !accepts("client_secret_basic")
     }
 }
 

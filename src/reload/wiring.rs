@@ -15,7 +15,7 @@ use crate::model::origin::Host;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
 use crate::model::{Listener, Model, Name, Roots, Tracing};
-use crate::oauth::{ClientError, HttpClients, TokenEndpoint};
+use crate::oauth::{ClientError, HttpClients, OpenIdClient, TokenEndpoint};
 use crate::snapshot::{Links, Live, Snapshot, TlsProfiles};
 use crate::store::Keyring;
 use crate::sync::lock;
@@ -35,6 +35,8 @@ use crate::token::{Slots, TokenCache};
 pub enum WiringError {
     #[error("connection {connection}: {source}")]
     Client { connection: Name, source: ClientError },
+    #[error("admin.sign_in: {0}")]
+    SignIn(#[source] ClientError),
     #[error("listener {listener}: {source}")]
     Listener { listener: Name, source: rustls::Error },
     #[error("tracing: {0}")]
@@ -169,6 +171,7 @@ impl Parts {
             Ok((name.clone(), tls::server_config(tls).map_err(failed)?))
         };
         let secured = model.listener_tls.iter().map(secure).collect::<Result<Vec<_>, WiringError>>()?;
+        let sign_in = self.sign_in(model, &clients).map_err(WiringError::SignIn)?;
         let mut endpoints = Vec::new();
         let active = model.connections.iter().filter(|connection| connection.active);
         for connection in active.flat_map(|connection| connection.definitions()) {
@@ -185,19 +188,31 @@ impl Parts {
         // A listener removed from the configuration stays open until the restart.
         let mut listener_tls = previous.map(|previous| previous.listener_tls.clone()).unwrap_or_default();
         listener_tls.extend(secured);
-        let parts = (&self.metrics, tracer, links);
+        let parts = (&self.metrics, tracer, links, sign_in);
         let snapshot = Snapshot::build(model, &trust, profiles, dialer, parts, (listener_tls, authority), of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 
+    /// The client of the OpenID provider. Without `redirect_url`, the admin listener is on loopback.
+    fn sign_in(&self, model: &Model, clients: &HttpClients) -> Result<Option<Arc<OpenIdClient>>, ClientError> {
+        let Some(settings) = &model.admin.sign_in else { return Ok(None) };
+        let derived = self.loopback_url(&model.listeners.admin).and_then(|url| url.join("/sign-in/callback").ok());
+        let Some(redirect_url) = settings.redirect_url.clone().or(derived) else { return Ok(None) };
+        OpenIdClient::new(settings, redirect_url, clients).map(|client| Some(Arc::new(client)))
+    }
+
     /// Public base URL for browsers: as configured, else the address of the listener, if that is on loopback.
     fn public_base(&self, model: &Model) -> Option<Url> {
-        let listener = |name: &Listener| self.listeners.iter().find(|bound| bound.name == name.name);
         let served = model.listeners.public.as_ref().unwrap_or(&model.listeners.admin);
-        let address = listener(served).unwrap_or(served).address;
-        let local = address.ip().to_canonical().is_loopback();
-        let default = || format!("http://localhost:{}", address.port()).parse().ok().filter(|_| local);
-        model.public_url.clone().or_else(default)
+        model.public_url.clone().or_else(|| self.loopback_url(served))
+    }
+
+    /// The URL of a listener by its real address, if that is on loopback.
+    fn loopback_url(&self, listener: &Listener) -> Option<Url> {
+        let real = self.listeners.iter().find(|bound| bound.name == listener.name).unwrap_or(listener);
+        let scheme = if real.secure { "https" } else { "http" };
+        let url = format!("{scheme}://localhost:{}", real.address.port());
+        url.parse().ok().filter(|_| real.address.ip().to_canonical().is_loopback())
     }
 
     /// Creates a new tracer per configuration; the previous one stops with the last request that uses it.

@@ -61,6 +61,13 @@ impl Links {
         Some(url.into())
     }
 
+    /// The link for an operator who is signed in there.
+    pub fn operator(&self, key: &TokenKey) -> Option<Url> {
+        let mut url = self.connection_url(key)?;
+        url.set_query(key.selection().as_deref());
+        Some(url)
+    }
+
     /// The link of a started authorization; the `secret` alone opens it.
     pub fn of_authorization(&self, key: &TokenKey, secret: &str) -> Option<String> {
         let mut url = self.connection_url(key)?;

@@ -5,7 +5,9 @@ mod actions;
 mod activity;
 mod commands;
 mod connections;
+mod roles;
 mod sessions;
+mod tls;
 mod views;
 
 use std::net::SocketAddr;
@@ -28,7 +30,7 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 20] = [
+const ROWS: [(&str, &str, [u16; 5]); 21] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
@@ -50,6 +52,7 @@ const ROWS: [(&str, &str, [u16; 5]); 20] = [
     ("get", "/api/v1/authorizations/{id}", [401, 401, 404, 404, 404]),
     // Without a token in the body.
     ("post", "/api/v1/session", [401, 401, 401, 401, 401]),
+    ("get", "/api/v1/session", [401, 401, 200, 200, 200]),
     ("delete", "/api/v1/session", [401, 401, 204, 204, 204]),
     ("post", "/api/v1/reload", [401, 401, 403, 403, 200]),
     ("get", "/api/v1/activity", [401, 401, 200, 200, 200]),

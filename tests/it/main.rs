@@ -46,6 +46,7 @@ mod preflight;
 mod prometheus;
 mod requests;
 mod service;
+mod sign_in;
 mod smoke;
 mod store;
 mod supply;

@@ -1,6 +1,6 @@
 // An OpenID provider (npm oidc-provider) over HTTPS, one of the two real authorization servers.
 //
-//   node op.mjs '{"tls": DIR, "port": 0, "lifetime": 3, "leaf": "server", "issuer": null, "clients": []}' < held-open-pipe
+//   node op.mjs '{"tls": DIR, "port": 0, "lifetime": 3, "leaf": "server", "issuer": null, "clients": [], "groups": {"ann": ["ops"]}}' < held-open-pipe
 //
 // Clients: `machine` (client_secret_post), `machine-basic` (client_secret_basic, a secret full of special characters),
 // `person` (client_secret_post; refresh tokens rotate, and a second use of one revokes the whole grant),
@@ -8,8 +8,8 @@
 // whose grants need a person and a browser (op_people.mjs).
 // Endpoints: /auth, /request (pushed), /device/auth, /token, /token/introspection, /token/revocation,
 // /.well-known/openid-configuration and /.well-known/oauth-authorization-server; the same on a second port, `mtls`, which
-// requests a client certificate and is announced as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata; with
-// `pushed_only` the server requires pushed authorization requests, and its metadata announces that.
+// requests a client certificate and is announced as `mtls_endpoint_aliases`. `clients` adds oidc-provider client metadata; `groups`: account → its
+// groups, in the claim `groups` of ID tokens; with `pushed_only` the server requires pushed authorization requests, and its metadata announces that.
 // Grants: authorization_code, device_code, client_credentials, refresh_token, and those of op_grants.mjs.
 // Control: GET /__stats; POST /__control {lifetime, delay_ms, status, retry_after, times, revoke_all, hold}: see `apply`;
 // POST /__refresh_token {account}: issues a refresh token of `person` without a browser;
@@ -29,7 +29,7 @@ import {
 import { control, controlServer, endWithStdin, listen, options, readAll, ready, sendJson, sleep, tlsFrom } from './peer.mjs';
 
 const settings = options({ tls: null, leaf: 'server', port: 0, mtls_port: 0, control_port: 0, lifetime: 3, issuer: null,
-  clients: [], pushed_only: false });
+  clients: [], pushed_only: false, groups: {} });
 const stats = { token_requests: {}, tokens_issued: 0, introspections: 0, revocations: 0, token_requests_at_once: 0,
   rotations: 0, refused: 0, grants_revoked: 0, held: 0, grants: {}, revoked: {}, jti_reused: 0,
   ...peopleStats() };
@@ -122,7 +122,9 @@ function makeProvider(issuer, mtlsPort) {
     },
     interactions: { url: (_ctx, { uid }) => `/interaction/${uid}` },
     rotateRefreshToken: true,
-    findAccount: (_ctx, id) => ({ accountId: id, claims: () => ({ sub: id }) }),
+    claims: { openid: ['sub', 'groups'] },
+    conformIdTokenClaims: false, // ID tokens carry the groups even though a code is requested
+    findAccount: (_ctx, id) => ({ accountId: id, claims: () => ({ sub: id, groups: settings.groups[id] }) }),
     clientAuthMethods: AUTH_METHODS,
     issueRefreshToken: (ctx, client, source) => client.grantTypeAllowed('refresh_token')
       && (source.scopes.has('offline_access') || ['password', JWT_BEARER].includes(ctx.oidc.params.grant_type)),

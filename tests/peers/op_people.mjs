@@ -18,7 +18,7 @@ import { readAll } from './peer.mjs';
 
 const DEVICE_CODE = 'urn:ietf:params:oauth:grant-type:device_code';
 const SHORT_S = 3;
-const CALLBACK = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\]|[a-z0-9.-]+\.test)(:\d+)?\/oauth\/callback$/;
+const CALLBACK = /^https?:\/\/(localhost|127\.0\.0\.1|\[::1\]|[a-z0-9.-]+\.test)(:\d+)?\/(oauth|sign-in)\/callback$/;
 
 function person(client_id, method, more = {}) {
   return {

@@ -14,6 +14,7 @@ use crate::admin::body::body;
 use crate::admin::problem::{Problem, bound, store_unavailable};
 use crate::admin::users::AuthenticatedUser;
 use crate::admin::{Admin, record};
+use crate::model::Name;
 use crate::model::connection::ConsentFlow;
 use crate::model::secret::Secret;
 use crate::model::time::{WallTime, rfc3339};
@@ -41,7 +42,12 @@ pub async fn authorize(
     let id = FlowId::random(&FlowKey::of(consent_flow, &key)).ok_or_else(no_random_bytes)?;
     let response = match consent_flow {
         ConsentFlow::DeviceCode => begin_device_flow(&admin, &definition, (id, &key), &user).await?,
-        ConsentFlow::AuthorizationCode => begin_code_flow(&admin, &snapshot, &definition, (id, &key), &user).await?,
+        ConsentFlow::AuthorizationCode => {
+            let (flow, link) = code_flow(&admin, &snapshot, &definition, (id, &key), &user.name)?;
+            store_flow(&admin, &flow).await?;
+            let expires_at = rfc3339(WallTime::from_secs(flow.ends));
+            json!({ "id": flow.id.as_str(), "expires_at": expires_at, "authorization_url": link })
+        }
     };
     record::change(&admin, (Some(&user.name), user.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
     tracing::info!(user = %user.name, connection = %key.connection, profile = %key.profile,
@@ -53,13 +59,14 @@ fn no_random_bytes() -> Problem {
     Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "not_begun", "the system has no random bytes for a link; try again")
 }
 
-async fn begin_code_flow(
+/// A new flow and its one-time link.
+pub fn code_flow(
     admin: &Admin,
     snapshot: &Snapshot,
     definition: &Definition,
     (id, key): (FlowId, &TokenKey),
-    user: &AuthenticatedUser,
-) -> Result<Value, Problem> {
+    user: &Name,
+) -> Result<(Flow, String), Problem> {
     let secret = flow::random::<32>().ok_or_else(no_random_bytes)?;
     let secret = Secret::new(format!("{}.{}", id.as_str(), secret.expose()));
     let link = snapshot.links.of_authorization(key, secret.expose()).ok_or_else(|| {
@@ -67,10 +74,7 @@ async fn begin_code_flow(
         Problem::new(StatusCode::CONFLICT, "public_url_missing", detail)
     })?;
     let flow = Flow::new(id, key, &definition.connection, admin.clock.now().wall + FLOW_LIFETIME, Kind::Code(None));
-    let flow = flow.begun_by(Some(&user.name)).opened_by(Some(&flow::digest(secret.expose())));
-    store_flow(admin, &flow).await?;
-    let expires_at = rfc3339(WallTime::from_secs(flow.ends));
-    Ok(json!({ "id": flow.id.as_str(), "expires_at": expires_at, "authorization_url": link }))
+    Ok((flow.begun_by(Some(user)).opened_by(Some(&flow::digest(secret.expose()))), link))
 }
 
 async fn begin_device_flow(
@@ -94,7 +98,7 @@ async fn begin_device_flow(
 }
 
 /// Stores the flow, which replaces the pending one.
-async fn store_flow(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
+pub async fn store_flow(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
     let begun = flow::begin(&**admin.cache.store(), flow, admin.clock.now().wall).await;
     if begun.map_err(|error| store_unavailable(&error))? {
         return Ok(());

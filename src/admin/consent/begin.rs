@@ -35,7 +35,7 @@ pub async fn redirect_to_server(
     let authorization = authorization.map_err(|failure| server_failed(&failure))?;
     let attempt = Attempt { state: flow::digest(secret.expose()), verifier: authorization.verifier, redirect_uri };
     store_attempt(admin, &opened, id, browser, attempt).await?;
-    tracing::info!(connection = %opened.key.connection, profile = %opened.key.profile, from = %visit.from,
+    tracing::info!(connection = %opened.key.connection, profile = %opened.key.profile, from = %visit.from(),
         subject = opened.key.subject.as_ref().map(Subject::as_str), "browser redirected to the authorization server");
     let host = authorization.url.host_str().unwrap_or_default();
     // Not an HTTP redirect: the policy `form-action` of the page with the form would block one to another site.

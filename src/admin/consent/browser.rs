@@ -23,7 +23,7 @@ impl Browser {
 
     /// The browser of this visit, if it sent our cookie.
     pub fn of(admin: &Admin, visit: &Visit) -> Option<Browser> {
-        let value = cookie::get(&visit.headers, COOKIE, cookie::is_secure(admin, &visit.headers))?;
+        let value = cookie::get(&visit.headers, COOKIE, cookie::is_secure(admin, &visit.headers, visit.addrs))?;
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         (value.len() == COOKIE_CHARS && value.bytes().all(plain)).then(|| Browser(Secret::new(value)))
     }
@@ -39,6 +39,6 @@ impl Browser {
 
     /// `Set-Cookie`, for the lifetime of a flow.
     pub fn cookie(&self, admin: &Admin, visit: &Visit) -> Option<HeaderValue> {
-        cookie::set(COOKIE, self.0.expose(), FLOW_LIFETIME, cookie::is_secure(admin, &visit.headers))
+        cookie::set(COOKIE, self.0.expose(), FLOW_LIFETIME, cookie::is_secure(admin, &visit.headers, visit.addrs))
     }
 }

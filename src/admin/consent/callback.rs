@@ -59,7 +59,7 @@ async fn handle_return(admin: &Admin, visit: &Visit) -> Result<Response, Page> {
     match returned.definition.endpoint.is_from_issuer(issuer.as_deref()).await {
         Ok(true) => {}
         Ok(false) => {
-            tracing::warn!(connection = %returned.key.connection, from = %visit.from, "callback names a different issuer");
+            tracing::warn!(connection = %returned.key.connection, from = %visit.from(), "callback names a different issuer");
             return Err(Page::refused("This response comes from another server")
                 .text("It does not name the authorization server of this connection, so it was rejected.")
                 .note("Start again with a new link. If it happens again, ask an administrator."));
@@ -97,7 +97,7 @@ async fn returned_flow(admin: &Admin, visit: &Visit, state: Option<&str>) -> Res
         return Err(page);
     }
     if !flow.is_bound_to(Browser::digest_of(admin, visit).as_deref()) {
-        tracing::warn!(from = %visit.from, "callback from a different browser than the one that confirmed");
+        tracing::warn!(from = %visit.from(), "callback from a different browser than the one that confirmed");
         return Err(Page::refused("Another browser confirmed this link")
             .text("The account can be connected only in the browser that confirmed the link, with its cookies.")
             .note("Open the link again in the browser in which you log in."));
@@ -117,7 +117,7 @@ async fn exchange(admin: &Admin, visit: &Visit, returned: ReturnedFlow, code: Se
     let location = format!("../connect/{}/result?of={}", returned.key.connection, returned.id.as_str());
     let location = HeaderValue::try_from(location).map_err(|_| changed())?;
     let (sender, receiver) = oneshot::channel();
-    let (task_admin, from) = (admin.clone(), visit.from);
+    let (task_admin, from) = (admin.clone(), visit.from());
     // Bounded: one task for each verified callback of a pending flow.
     admin.tasks.spawn("consent", async move {
         // The browser may have disconnected.
@@ -166,7 +166,7 @@ async fn refused(admin: &Admin, visit: &Visit, returned: ReturnedFlow, error: &s
     let status =
         if denied { Status::Denied } else { Status::Failed { error: error.clone(), description: description.clone() } };
     advance(admin, &id, &status).await.map_err(claim_failed)?;
-    record_outcome(admin, (flow.user().as_ref(), visit.from), &key, &status);
+    record_outcome(admin, (flow.user().as_ref(), visit.from()), &key, &status);
     tracing::warn!(connection = %key.connection, profile = %key.profile, error, description,
         subject = key.subject.as_ref().map(Subject::as_str), "authorization server returned the browser with an error");
     let page = if denied {

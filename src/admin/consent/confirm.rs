@@ -42,7 +42,7 @@ pub async fn confirmed(admin: &Admin, name: &str, visit: &Visit, confirmation: &
     let opened = link::open(admin, name, visit).await?;
     let browser = Browser::of(admin, visit).filter(|browser| is_valid(admin, &opened, browser, confirmation));
     let Some(browser) = browser else {
-        tracing::warn!(connection = %opened.key.connection, from = %visit.from, "confirmation does not match its browser");
+        tracing::warn!(connection = %opened.key.connection, from = %visit.from(), "confirmation does not match its browser");
         return Err(Page::new(StatusCode::FORBIDDEN, "Please confirm again")
             .text("The page was opened in another browser, without cookies, or more than ten minutes ago.")
             .link(&visit.here(), "Show the page again"));

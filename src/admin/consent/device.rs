@@ -89,7 +89,7 @@ pub(super) async fn start(
         return Err(busy());
     }
     admin.device_notifier.notify(flow.id.key());
-    tracing::info!(connection = %key.connection, profile = %key.profile, from = %visit.from,
+    tracing::info!(connection = %key.connection, profile = %key.profile, from = %visit.from(),
         subject = key.subject.as_ref().map(Subject::as_str), "device code issued to person");
     let result = format!("./{}/result?of={}", key.connection, flow.id.as_str());
     let page = Page::new(StatusCode::OK, "One moment")

@@ -138,9 +138,9 @@ fn by_seal(admin: &Admin, snapshot: &Snapshot, connection: &Name, sealed: &str) 
 }
 
 fn by_operator(admin: &Admin, connection: &Name, visit: &Visit) -> Result<Resolved, Page> {
-    let user = signed_in(admin, visit)?;
     let profile = visit.query("profile")?.map(|text| Name::parse(&text).ok_or_else(unconnectable)).transpose()?;
     let subject = visit.query("subject")?.map(|text| Subject::parse(&text).ok_or_else(whose_account)).transpose()?;
     let key = TokenKey { connection: connection.clone(), profile: profile.unwrap_or_else(default_profile), subject };
+    let user = signed_in(admin, visit, &key)?;
     Ok((key, Link::Operator, Some(user.name)))
 }

@@ -4,6 +4,8 @@
 //! cached and sends no Referer to other sites. Our own site gets the Referer: without it Chromium sends `Origin: null`
 //! with a form.
 
+use std::time::Duration;
+
 use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -92,6 +94,13 @@ impl Page {
              <button class=\"go\" type=\"submit\">Sign in</button></p>\n</form>\n",
         );
         self
+    }
+
+    /// Too many attempts; `wait` is how long to wait.
+    pub fn too_many(wait: Duration, text: &str) -> Page {
+        let wait_s = wait.as_secs() + 1;
+        let page = Page::new(StatusCode::TOO_MANY_REQUESTS, "Too many attempts").text(text);
+        page.note(&format!("Try again in {wait_s} seconds."))
     }
 
     /// Loads `url` after a delay; an empty one reloads the page.

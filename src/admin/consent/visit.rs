@@ -13,13 +13,17 @@ pub struct Visit {
     pub method: Method,
     pub uri: Uri,
     pub headers: HeaderMap,
-    pub from: SocketAddr,
+    pub addrs: ConnAddrs,
 }
 
 impl Visit {
     pub fn of(request: &Request) -> Visit {
         let (method, uri, headers) = (request.method().clone(), request.uri().clone(), request.headers().clone());
-        Visit { method, uri, headers, from: ConnAddrs::of(request).peer }
+        Visit { method, uri, headers, addrs: ConnAddrs::of(request) }
+    }
+
+    pub fn from(&self) -> SocketAddr {
+        self.addrs.peer
     }
 
     /// The value of a query parameter; `Err`: the query repeats it.

@@ -57,7 +57,7 @@ fn clients(model: &Model) -> HttpClients {
     let trust = Trust::new(&model.trust);
     let listeners = &model.listeners;
     let of_proxy = listeners.proxy.iter().filter_map(|listener| match listener.at {
-        ListenAt::Address(address) => Some(Listener { name: listener.name.clone(), address }),
+        ListenAt::Address(address) => Some(Listener { name: listener.name.clone(), address, secure: listener.secure }),
         ListenAt::Unix { .. } => None,
     });
     let others = [Some(&listeners.admin), listeners.telemetry.as_ref(), listeners.public.as_ref()];

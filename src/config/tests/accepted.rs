@@ -4,7 +4,7 @@ use super::*;
 use crate::model::ListenAt;
 use crate::model::connection::*;
 use crate::model::egress::Unmatched;
-use crate::model::{LogFormat, LogLevel, LogRequests, Timeouts, Tracing};
+use crate::model::{LogFormat, LogLevel, LogRequests, Role, Timeouts, Tracing};
 
 const COMPLETE: &str = "\
 listeners:
@@ -206,7 +206,32 @@ fn an_instance_is_located_without_its_secrets() {
                 connections: [{name: a, client_secret: {file: gone}}]\n";
     std::fs::write(&file, text).unwrap();
     let found = locate_instance(&file);
-    assert_eq!((found.admin, found.health), ("127.0.0.1:9".parse().unwrap(), "[::1]:8".parse().unwrap()));
+    assert_eq!(
+        (found.admin.address, found.health.address),
+        ("127.0.0.1:9".parse().unwrap(), "[::1]:8".parse().unwrap())
+    );
+    assert!(!found.admin.secure && found.trust.is_empty());
     assert_eq!(found.state_dir, dir.path().join("s"));
-    assert_eq!(locate_instance(Path::new("/nowhere/a.yaml")).admin, "127.0.0.1:8081".parse().unwrap());
+    assert_eq!(locate_instance(Path::new("/nowhere/a.yaml")).admin.address, "127.0.0.1:8081".parse().unwrap());
+}
+
+#[test]
+fn sign_in_has_defaults_and_counts_as_users() {
+    let text = "listeners: {admin: \"0.0.0.0:1\"}\nadmin: {sign_in: {issuer: https://op.test/x, client_id: kb, scopes: \"email,groups\", \
+                claim: /realm/roles, roles: {a b: viewer, ops: operator, all: manager}, \
+                redirect_url: https://keys.test/kb/sign-in/callback, session: 30m}}\n";
+    let sign_in = accept(text).model.admin.sign_in.unwrap();
+    assert_eq!(sign_in.scopes, ["openid", "email", "groups"]);
+    assert_eq!((sign_in.claim.parts().join("|").as_str(), sign_in.session), ("realm|roles", Duration::from_secs(1800)));
+    assert_eq!(sign_in.role(["ops", "x", "a b"]), Some(Role::Operator));
+    assert_eq!((sign_in.role(["x"]), sign_in.role([])), (None, None));
+    let short = "admin: {sign_in: {issuer: http://127.0.0.1:1, client_id: kb, claim: \"https://acme.test/g\", roles: {a: viewer}}}\n";
+    let model = accept(short).model;
+    let short = model.admin.sign_in.unwrap();
+    assert_eq!(
+        (short.scopes.join(" ").as_str(), short.claim.parts()),
+        ("openid", &["https://acme.test/g".to_owned()][..])
+    );
+    assert_eq!((short.session, short.redirect_url.is_none()), (Duration::from_secs(8 * 3600), true));
+    assert_ne!(short.digest(), sign_in.digest());
 }

@@ -24,12 +24,12 @@ fn refused(top: &str, keys: &str, expected: &[&str]) {
 #[test]
 fn a_published_secret_is_used_wherever_a_connection_takes_one() {
     let host = |text: &str| crate::model::origin::Host::parse(text).unwrap();
-    let connection = published("client_secret: [{use: crm}, {use: crm}]");
+    let definition = published("client_secret: [{use: crm}, {use: crm}]");
     assert_eq!(
-        connection.client_auth.secrets().iter().map(|secret| secret.expose()).collect::<Vec<_>>(),
+        definition.client_auth.secrets().iter().map(|secret| secret.expose()).collect::<Vec<_>>(),
         ["secret", "secret"]
     );
-    assert_eq!(connection.secret_hosts.as_deref(), Some(&[host("as.test"), host("proxy.test")][..]));
+    assert_eq!(definition.secret_hosts.as_deref(), Some(&[host("as.test"), host("proxy.test")][..]));
     for keys in [
         "grant: password, username: u, password: {use: crm}, profiles: [{name: p}]",
         "grant: saml2_bearer, assertion: {use: crm}",
@@ -37,8 +37,8 @@ fn a_published_secret_is_used_wherever_a_connection_takes_one() {
         "token_request: {headers: {X-Key: {use: crm}}}",
         "client_secret: {use: crm}, revocation_url: \"https://as.test/r\", authorization_url: \"https://login.test/a\"",
     ] {
-        let connection = published(keys);
-        assert!(connection.definitions().all(|definition| definition.secret_hosts.is_some()), "{keys}");
+        let definition = published(keys);
+        assert!(definition.definitions().all(|definition| definition.secret_hosts.is_some()), "{keys}");
     }
     let proxied =
         published("authorization_server: {proxy: {url: \"http://proxy.test:1\", username: u, password: {use: crm}}}");
@@ -91,9 +91,9 @@ fn an_unknown_name_is_a_problem_with_a_suggestion() {
 
 #[test]
 fn a_certificate_is_published_by_name() {
-    let connection = published("mutual_tls: partner, send_credentials: tls");
+    let definition = published("mutual_tls: partner, send_credentials: tls");
     let file = connection("mutual_tls: {certificate: cert.pem, key: {file: rsa.key}}, send_credentials: tls");
-    assert!(connection.mutual_tls.is_some() && connection.mutual_tls == file.mutual_tls);
+    assert!(definition.mutual_tls.is_some() && definition.mutual_tls == file.mutual_tls);
 }
 
 #[test]

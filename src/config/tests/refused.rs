@@ -256,3 +256,36 @@ admin:
         &["1:20: listeners.admin: listens beyond loopback"],
     );
 }
+
+#[test]
+fn sign_in_needs_a_provider_roles_and_a_way_back() {
+    let sign_in = |keys: &str| format!("admin: {{sign_in: {{{keys}}}}}");
+    check(
+        &sign_in("claim: /"),
+        &[
+            "1:18: admin.sign_in.issuer: `issuer` is missing",
+            "1:18: admin.sign_in.client_id: `client_id` is missing",
+            "1:18: admin.sign_in.roles: `roles` is missing",
+            "1:26: admin.sign_in.claim: `/` names no claim",
+        ],
+    );
+    check(
+        &sign_in("issuer: http://op.test, client_id: a, roles: {}, redirect_url: https://keys.test/x"),
+        &[
+            "1:27: admin.sign_in.issuer: the URL would be requested in the clear",
+            "1:64: admin.sign_in.roles: maps no group",
+            "1:82: admin.sign_in.redirect_url: the URL does not end in /sign-in/callback",
+        ],
+    );
+    let good = "issuer: https://op.test, client_id: a, roles: {a: viewer}";
+    let cleartext = sign_in(&format!("{good}, redirect_url: http://keys.test/sign-in/callback"));
+    check(&cleartext, &["1:92: admin.sign_in.redirect_url: the URL would receive the authorization code in the clear"]);
+    check(
+        &sign_in("issuer: https://op.test, client_id: a, roles: {a: admin}"),
+        &["1:69: admin.sign_in.roles.a: `admin` is"],
+    );
+    check(
+        &format!("listeners: {{admin: \"10.0.0.1:1\"}}\n{}", sign_in(good)),
+        &["2:18: admin.sign_in: has no `redirect_url`, and the admin listener is not on loopback"],
+    );
+}

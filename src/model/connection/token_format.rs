@@ -47,7 +47,7 @@ pub struct TokenResponseFormat {
 
 impl Default for TokenResponseFormat {
     fn default() -> TokenResponseFormat {
-        let member = |name: &str| Pointer(vec![name.to_owned()]);
+        let member = Pointer::member;
         TokenResponseFormat {
             encoding: ResponseEncoding::Json,
             access_token: member("access_token"),
@@ -105,6 +105,11 @@ impl Pointer {
         }
         let parts = text.strip_prefix('/')?.split('/');
         Some(Pointer(parts.map(|part| part.replace("~1", "/").replace("~0", "~")).collect()))
+    }
+
+    /// A top-level member.
+    pub fn member(name: &str) -> Pointer {
+        Pointer(vec![name.to_owned()])
     }
 
     pub fn parts(&self) -> &[String] {

@@ -26,6 +26,12 @@ impl RawResponse {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
+    /// All values of a field, in order.
+    pub fn values(&self, name: &str) -> Vec<&str> {
+        let matching = self.headers.iter().filter(|(key, _)| key.eq_ignore_ascii_case(name));
+        matching.map(|(_, value)| value.as_str()).collect()
+    }
+
     pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
