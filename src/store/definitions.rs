@@ -101,7 +101,6 @@ pub struct CatalogChange {
 }
 
 /// A catalog with its definitions.
-#[cfg_attr(not(test), expect(dead_code, reason = "only the admin API will read definitions"))]
 #[derive(Debug, Default)]
 pub struct Definitions {
     /// The catalog that was read last.

@@ -1,6 +1,6 @@
 //! Pages through the definitions in Redis, and imports them.
 //!
-//! Invariant: pages are in order of the connections' names, so a definition that is replaced meanwhile is not missed.
+//! Invariant: pages are in order of the connections' names, so a concurrent change hides no definition.
 
 use std::collections::BTreeMap;
 

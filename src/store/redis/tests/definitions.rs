@@ -154,7 +154,7 @@ async fn a_catalog_that_is_behind_is_replaced_by_the_one_in_use() {
 }
 
 #[tokio::test]
-async fn a_lost_notification_is_made_up_by_the_poll() {
+async fn the_poll_reports_a_change_whose_notification_was_lost() {
     let redis = Redis::start().await;
     let ((one, _t), (other, _u)) = (open(&redis, 1), open(&redis, 1));
     change(&one, put(&[("crm", "1")])).await;
@@ -234,7 +234,7 @@ async fn definitions_are_sealed_exported_imported_and_resealed() {
 
 /// A page is read while a replica replaces the definitions on it.
 #[tokio::test]
-async fn an_export_misses_no_definition_that_is_replaced_meanwhile() {
+async fn an_export_has_every_definition_that_changes_during_it() {
     let redis = Redis::start().await;
     let (store, _tasks) = open(&redis, 1);
     let names: Vec<String> = (0..600).map(|number| format!("n{number:03}")).collect();
