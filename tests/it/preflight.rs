@@ -265,7 +265,7 @@ async fn the_api_runs_a_preflight_of_a_connection_in_force() {
         let response = preflight(name, body).await;
         assert_eq!((response.status, response.json()["code"].as_str()), (status, Some(code)), "{name}");
     }
-    sidecar.logged("preflight requested").await;
+    sidecar.wait_for_log("preflight requested").await;
 }
 
 #[tokio::test]

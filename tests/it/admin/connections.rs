@@ -130,7 +130,7 @@ async fn a_cursor_survives_the_removal_of_the_connection_that_it_names() {
     let file = sidecar.dir.path().join("keybearer.yaml");
     let yaml = std::fs::read_to_string(&file).expect("a file").replace("{name: c,", "{name: a,");
     std::fs::write(&file, yaml).expect("a file");
-    sidecar.until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
+    sidecar.wait_for_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
     assert_eq!(names(&sidecar, "").await, ["a", "b", "d", "e"]);
     assert_eq!(names(&sidecar, &format!("?limit=2&cursor={cursor}")).await, ["d", "e"]);
 }

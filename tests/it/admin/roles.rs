@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{MANAGER, OPERATOR, VIEWER, send, until};
+use super::{MANAGER, OPERATOR, VIEWER, send, wait_until};
 use crate::rig::raw::Conn;
 use crate::rig::sidecar::Sidecar;
 use crate::rig::wall_clock::WallClock;
@@ -33,7 +33,7 @@ async fn status(sidecar: &Sidecar, method: &str, path: &str, lines: &str) -> u16
     // The response of `events` never ends.
     let mut conn = Conn::open(admin).await;
     conn.write(format!("GET {path} HTTP/1.1\r\n{lines}\r\n").as_bytes()).await;
-    let line = until(&mut conn, "\r\n").await;
+    let line = wait_until(&mut conn, "\r\n").await;
     line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0)
 }
 

@@ -65,7 +65,7 @@ async fn admin_telemetry_and_public_listeners_speak_https() {
     // Without TLS there is no response.
     let (code, seen) = curl(&[&at("admin", "/api/v1/connections").replacen("https", "http", 1)]).await;
     assert!(code != 0 && seen.is_empty(), "{code} {seen}");
-    sidecar.logged("downstream TLS handshake failed").await;
+    sidecar.wait_for_log("downstream TLS handshake failed").await;
 }
 
 #[tokio::test]
@@ -149,6 +149,6 @@ async fn a_replaced_certificate_of_the_admin_listener_is_served_without_a_restar
     let (certificate, key) = Peers::certs().leaf("wrong");
     std::fs::copy(certificate, sidecar.dir.path().join("tls.pem")).expect("a file");
     std::fs::copy(key, sidecar.dir.path().join("tls.key")).expect("a file");
-    sidecar.logged("configuration reloaded").await;
+    sidecar.wait_for_log("configuration reloaded").await;
     assert!(verifies("other.test").await && !verifies("localhost").await, "{}", sidecar.log());
 }

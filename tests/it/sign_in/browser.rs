@@ -41,10 +41,10 @@ impl Stage {
     /// Goes to the provider, logs in and approves; returns the page at the end.
     async fn sign_in(&self, tab: Tab<'_>, account: &str) -> Page {
         tab.open(&self.sign_in_url()).await;
-        tab.until(&self.server.issuer(), "Continue").await;
+        tab.wait_until(&self.server.issuer(), "Continue").await;
         tab.sign_in(account).await;
-        tab.until(&self.server.issuer(), &format!("{account}, may")).await;
-        tab.agree().await
+        tab.wait_until(&self.server.issuer(), &format!("{account}, may")).await;
+        tab.approve().await
     }
 
     async fn statuses(&self, session: &str) -> (u16, u16) {
@@ -80,8 +80,8 @@ async fn a_persons_groups_decide_the_role_and_without_a_role_there_is_no_session
     let page = stage.sign_in(stage.browser.tab("guest", "1"), "guest").await;
     assert_eq!((page.status(), page.title()), (403, "No role · Keybearer"), "{}", page.text());
     assert!(session_of(&page.cookies()).is_none());
-    stage.sidecar.logged("no group has a role").await;
-    stage.sidecar.logged("role_missing").await;
+    stage.sidecar.wait_for_log("no group has a role").await;
+    stage.sidecar.wait_for_log("role_missing").await;
     let log = stage.sidecar.log();
     assert!(!log.contains(SECRET) && !log.contains("eyJ"), "{log}");
 }
@@ -109,7 +109,7 @@ async fn a_callback_is_valid_once_and_only_in_the_browser_that_began() {
     assert_eq!(stage.statuses(&session_of(&tab.page().await.cookies()).expect("a session")).await.0, 200);
     let tab = stage.browser.tab("c", "1");
     tab.open(&stage.sign_in_url()).await;
-    tab.until(&stage.server.issuer(), "Continue").await;
+    tab.wait_until(&stage.server.issuer(), "Continue").await;
     let page = tab.deny().await;
     assert!(page.text().contains("access_denied") && session_of(&page.cookies()).is_none(), "{}", page.text());
 }
@@ -127,6 +127,6 @@ async fn a_session_ends_after_its_time_and_when_the_roles_change() {
     let path = stage.sidecar.dir.path().join("keybearer.yaml");
     let before = std::fs::read_to_string(&path).expect("a file");
     std::fs::write(&path, before.replace("ops: operator", "ops: viewer")).expect("a file");
-    stage.sidecar.until_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
+    stage.sidecar.wait_for_metric("keybearer_config_reloads_total{outcome=\"applied\"}", |count| count >= 1.0).await;
     assert_eq!(stage.statuses(&session).await, (401, 401), "the roles have changed");
 }

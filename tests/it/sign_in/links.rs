@@ -43,17 +43,17 @@ async fn an_operator_signs_in_and_returns_to_the_link() {
         let page = tab.open(&format!("{base}/connect/crm?profile=other")).await;
         assert_eq!((page.status(), page.title()), (401, "Sign in · Keybearer"), "{}", page.text());
         tab.click("a[href*='/sign-in']").await;
-        tab.until(&server.issuer(), "Continue").await;
+        tab.wait_until(&server.issuer(), "Continue").await;
         tab.sign_in("ann").await;
-        tab.until(&server.issuer(), "ann, may").await;
-        tab.agree().await;
+        tab.wait_until(&server.issuer(), "ann, may").await;
+        tab.approve().await;
         if context == "b" {
             // The session's cookie is not sent to the other host: the operator gets a one-time link there.
-            let page = tab.until("/sign-in/connect/crm?profile=other", "Continue to the link?").await;
+            let page = tab.wait_until("/sign-in/connect/crm?profile=other", "Continue to the link?").await;
             assert!(page.url().starts_with("http://localhost:"), "{}", page.url());
             tab.click("#confirm").await;
         }
-        let page = tab.until(&format!("{base}/connect/crm"), "Connect an account?").await;
+        let page = tab.wait_until(&format!("{base}/connect/crm"), "Connect an account?").await;
         assert!(page.text().contains("other") && page.text().contains("ann-"), "{}\n{}", page.text(), sidecar.log());
     }
 }
