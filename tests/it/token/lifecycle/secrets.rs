@@ -128,7 +128,8 @@ connections:
         assert_eq!(sources_of(secret), [""; 0], "{secret} is in:\n{captured:?}");
     }
     // Controls: the same search finds public values where they are expected.
-    assert_eq!(sources_of(CANARY), ["audit", "stderr"]);
+    // `GET activity` shows the audit records.
+    assert_eq!(sources_of(CANARY), ["API", "audit", "stderr"]);
     assert_eq!(sources_of("canary-client"), ["API"]);
     assert_eq!(sources_of("refused-body"), ["API", "audit", "metrics", "responses", "stderr"]);
     assert_eq!(sources_of("[+]"), ["admin"]);
