@@ -37,7 +37,7 @@ use self::grant::grants;
 use self::params::{TOKEN_REQUEST_OWN, params};
 use super::reading::{
     NodeRef, Section, Sink,
-    endpoint::{self, Endpoint},
+    endpoint::{self, EndpointUrl},
     reference, suggest, value,
 };
 use crate::model::Name;
@@ -210,7 +210,7 @@ fn endpoints<'a>(
     let keys = &section.keys;
     let mut nodes = Vec::new();
     let mut read = |at: NodeRef<'a>, sink: &mut Sink| {
-        let endpoint: Endpoint = at.parse_url(sink, endpoint::token_url)?;
+        let endpoint: EndpointUrl = at.parse_url(sink, endpoint::token_url)?;
         if endpoint.is_cleartext() && !allow_cleartext {
             at.problem(sink, "would send the client secret in the clear", "use https, or set `allow_cleartext: true`");
         }
