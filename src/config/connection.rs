@@ -39,7 +39,7 @@ use self::params::{TOKEN_REQUEST_OWN, params};
 use super::caller::Callers;
 use super::reading::{
     NodeRef, Section, Sink, SourceKind,
-    endpoint::{self, Endpoint},
+    endpoint::{self, EndpointUrl},
     published::Destinations,
     reference, value,
     written::Shapes,
@@ -247,7 +247,7 @@ fn endpoints<'a>(
     let keys = &section.keys;
     let mut nodes = Vec::new();
     let mut read = |at: NodeRef<'a>, sink: &mut Sink| {
-        let endpoint: Endpoint = at.parse_url(sink, endpoint::token_url)?;
+        let endpoint: EndpointUrl = at.parse_url(sink, endpoint::token_url)?;
         if endpoint.is_cleartext() && !allow_cleartext {
             at.problem(sink, "would send the client secret in the clear", "use https, or set `allow_cleartext: true`");
         }

@@ -19,7 +19,7 @@ use crate::model::{Listener, Model};
 /// Why the policy denies an address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Denied {
-    #[error("private, and neither the name is in a route nor the network in egress.allow_private")]
+    #[error("private; name the host in a route or under hosts, or add its network to egress.allow_private")]
     Private,
     #[error("link-local, metadata, multicast or reserved, and no route names this address")]
     Special,

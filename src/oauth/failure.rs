@@ -34,8 +34,9 @@ impl Failure {
         if let script::Failure::RetryLater { after, .. } = failure {
             return Failure::Retryable { reason: Reason::Script, retry_after: Some(after), detail: None };
         }
-        let message =
-            redactor.redact(&failure.to_string()).unwrap_or_else(|| "its error text contains a secret".to_owned());
+        let message = redactor
+            .redact(&failure.to_string())
+            .unwrap_or_else(|| "the script threw a text that contains a secret; it is withheld".to_owned());
         Failure::Script { message, after_response: false }
     }
 

@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::definition::Definition;
-use super::request_limiter::{Permit, RequestLimiter};
+use super::request_limiter::{RequestLimiter, RequestPermit};
 use super::slot::{Consent, Credential, TokenSlot};
 use super::superseded::SupersededDefinitions;
 use crate::clock::Clock;
@@ -248,7 +248,7 @@ impl Acquirer {
 
     /// Takes a permit to send to this server, and the lease of this token. While another replica holds the lease, the
     /// permit is returned for other slots.
-    async fn permit_and_lease(&self, connection: &Connection) -> Result<(Permit, Box<dyn Lease>), StoreError> {
+    async fn permit_and_lease(&self, connection: &Connection) -> Result<(RequestPermit, Box<dyn Lease>), StoreError> {
         let term = lease_term(connection);
         let (deadline, mut backoff) = (Instant::now() + term + LEASE_MARGIN, LEASE_RETRY_MIN);
         loop {

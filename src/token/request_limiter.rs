@@ -42,7 +42,7 @@ struct ConnectionQueue {
 
 /// A permit, or a queued request for one; dropping it returns the permit or leaves the queue.
 #[derive(Debug)]
-pub struct Permit {
+pub struct RequestPermit {
     limiter: Arc<RequestLimiter>,
     connection: Name,
     ticket: u64,
@@ -50,14 +50,14 @@ pub struct Permit {
 
 impl RequestLimiter {
     /// Waits for a permit. Dropping the future ends the wait.
-    pub async fn acquire(self: &Arc<RequestLimiter>, connection: &Name) -> Permit {
+    pub async fn acquire(self: &Arc<RequestLimiter>, connection: &Name) -> RequestPermit {
         let (permit, granted) = self.join(connection);
         // The sender stays in the queue until it is used, or until the permit is dropped.
         let _ = granted.await;
         permit
     }
 
-    fn join(self: &Arc<RequestLimiter>, connection: &Name) -> (Permit, oneshot::Receiver<()>) {
+    fn join(self: &Arc<RequestLimiter>, connection: &Name) -> (RequestPermit, oneshot::Receiver<()>) {
         let mut queue = self.queue();
         queue.last_ticket += 1;
         let ticket = queue.last_ticket;
@@ -69,7 +69,7 @@ impl RequestLimiter {
             queue.round_robin.push_back(connection.clone());
         }
         queue.serve();
-        (Permit { limiter: self.clone(), connection: connection.clone(), ticket }, granted)
+        (RequestPermit { limiter: self.clone(), connection: connection.clone(), ticket }, granted)
     }
 
     fn queue(&self) -> MutexGuard<'_, Queue> {
@@ -117,7 +117,7 @@ impl ConnectionQueue {
     }
 }
 
-impl Drop for Permit {
+impl Drop for RequestPermit {
     fn drop(&mut self) {
         self.limiter.queue().leave(&self.connection, self.ticket);
     }
@@ -129,7 +129,7 @@ mod tests {
 
     /// A waiter whose state a test can inspect.
     struct Waiter {
-        permit: Permit,
+        permit: RequestPermit,
         granted: oneshot::Receiver<()>,
     }
 

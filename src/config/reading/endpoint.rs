@@ -11,20 +11,20 @@ use crate::model::origin::{Authority, Origin, Scheme};
 
 /// The URL of an OAuth endpoint, with its authority as written.
 #[derive(Debug)]
-pub struct Endpoint {
+pub struct EndpointUrl {
     pub url: Url,
     pub scheme: Scheme,
     pub authority: Authority,
 }
 
-impl Endpoint {
+impl EndpointUrl {
     /// True if requests would leave the machine unencrypted.
     pub fn is_cleartext(&self) -> bool {
         self.scheme == Scheme::Http && !self.authority.host.is_loopback()
     }
 }
 
-pub fn token_url(text: &str) -> Result<Endpoint, Fault> {
+pub fn token_url(text: &str) -> Result<EndpointUrl, Fault> {
     let (scheme, authority, rest) = split(text)?;
     if rest.contains('#') {
         return Err(Fault::new("has a fragment", "remove the `#` and what follows it"));
@@ -36,7 +36,7 @@ pub fn token_url(text: &str) -> Result<Endpoint, Fault> {
     if url.scheme() != scheme.as_str() || !same_port {
         return Err(malformed());
     }
-    Ok(Endpoint { url, scheme, authority })
+    Ok(EndpointUrl { url, scheme, authority })
 }
 
 /// The URL of an image that people see: https.

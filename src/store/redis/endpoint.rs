@@ -162,7 +162,8 @@ impl Endpoint {
 
     /// The text of an error, with its remedy.
     pub fn describe(&self, error: &RedisError) -> String {
-        let (prefix, text) = (&self.settings.key_prefix, error.to_string());
+        let prefix = &self.settings.key_prefix;
+        let text = if error.is_timeout() { "the reply timed out".to_owned() } else { error.to_string() };
         let credentials = || "; check `username` and `password` in store.redis".to_owned();
         let hint = match error.kind() {
             ErrorKind::AuthenticationFailed => credentials(),
@@ -175,7 +176,6 @@ impl Endpoint {
             ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::ClusterDown | ServerErrorKind::CrossSlot) => {
                 "; set `cluster: true` in store.redis, and check that every slot is served".to_owned()
             }
-            _ if error.is_timeout() => "; the reply timed out".to_owned(),
             _ if matches!(error.code(), Some("NOAUTH" | "WRONGPASS")) => credentials(),
             // The cluster client reports the cause of a failed connect in the text only.
             _ if text.contains("AuthenticationFailed") || text.contains("NOAUTH") => credentials(),

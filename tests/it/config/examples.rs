@@ -199,7 +199,7 @@ fn complete_configuration(block: &str) -> String {
     }
 }
 
-/// The names in `{env: NAME}` and `${env:NAME}`, and `X`, which `whole` uses.
+/// The names in `{env: NAME}` and `${env:NAME}`, and `X`, which `complete_configuration` uses.
 fn named_variables(block: &str) -> Vec<String> {
     let name = |rest: &str| rest.trim_start().chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
     block.split("{env:").skip(1).map(name).chain(["X".to_owned()]).collect()
