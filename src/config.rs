@@ -142,7 +142,12 @@ fn assemble(source: &Source, stored: &[StoredDefinition], mut sink: Sink) -> Res
     let Some(connections) = connections.filter(|_| listeners_are_valid) else {
         return Err(failed(path, sink));
     };
-    stored.iter().for_each(|definition| sink.content(definition.text.digest().as_bytes()));
+    for StoredDefinition { name, text, .. } in stored {
+        match text {
+            Ok(text) => sink.content(text.digest().as_bytes()),
+            Err(_) => sink.content(name.as_str().as_bytes()),
+        }
+    }
     let (directories, fingerprint) = (sink.directories(), sink.fingerprint());
     let (mut warnings, files) = sink.finish(path)?;
     warnings.extend(settled.warnings);

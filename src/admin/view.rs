@@ -75,7 +75,7 @@ fn definition(connection: &Connection) -> Map<String, Value> {
 /// Where a key of the definition was written: `FILE:LINE`, or `api`.
 fn source(written: &WrittenDefinition, key: &str) -> String {
     match &written.defined_in {
-        DefinedIn::Api => "api".to_owned(),
+        DefinedIn::Api(_) => "api".to_owned(),
         DefinedIn::File(path) => {
             let line = written.lines.iter().find(|(written, _)| written == key).map_or(1, |(_, line)| *line);
             format!("{}:{line}", path.display())

@@ -87,7 +87,7 @@ pub fn connection<'a>(node: &NodeRef<'a>, context: &Context, sink: &mut Sink) ->
     };
     let connection = assemble(&section, parts, sink);
     let secret_hosts = std::mem::take(&mut sink.destinations).permitted.map(Into::into);
-    if let (SourceKind::Api, Some(_), Some(at)) = (node.source.kind, &secret_hosts, section.get(keys.script)) {
+    if let (SourceKind::Api(_), Some(_), Some(at)) = (node.source.kind, &secret_hosts, section.get(keys.script)) {
         // What a script throws is shown.
         let hint = "remove the script, or use a secret of the definition's own";
         at.problem(sink, "a script could reveal the published secret", hint);
@@ -96,11 +96,12 @@ pub fn connection<'a>(node: &NodeRef<'a>, context: &Context, sink: &mut Sink) ->
     Some(Draft { name, endpoints: endpoint_nodes, callers: accessible_from, routes, connection, node: node.clone() })
 }
 
-fn written(node: &NodeRef<'_>, shapes: &Shapes) -> WrittenDefinition {
+/// The definition at `node` as its administrator wrote it.
+pub fn written(node: &NodeRef<'_>, shapes: &Shapes) -> WrittenDefinition {
     let (json, lines) = shapes.definition(node);
     let defined_in = match node.source.kind {
         SourceKind::File => DefinedIn::File(node.source.path.as_path().into()),
-        SourceKind::Api => DefinedIn::Api,
+        SourceKind::Api(revision) => DefinedIn::Api(revision),
     };
     WrittenDefinition { defined_in, json, lines }
 }

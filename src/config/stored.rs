@@ -7,22 +7,28 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::connection::{Context, Draft, Registry, check_injected, connection};
+use super::connection::{Context, Draft, Registry, check_injected, connection, written};
 use super::reading::{Problem, Problems, Sink, Source, SourceKind};
 use crate::model::Name;
+use crate::model::connection::{Revision, WrittenDefinition};
 use crate::model::secret::Secret;
 
-/// One definition as the store holds it: YAML or JSON text, which may contain secrets.
+/// One definition as the store holds it.
 #[derive(Debug, Clone)]
 pub struct StoredDefinition {
     pub name: Name,
-    pub text: Secret,
+    pub revision: Revision,
+    /// YAML or JSON, which may contain secrets; or why the store cannot read it.
+    pub text: Result<Secret, String>,
 }
 
 /// A stored definition that is not in force, and why.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SetAside {
     pub name: Name,
+    pub revision: Revision,
+    /// `None`: the text does not parse.
+    pub written: Option<WrittenDefinition>,
     /// Never empty.
     pub problems: Vec<Problem>,
 }
@@ -30,6 +36,7 @@ pub struct SetAside {
 /// A stored definition whose text was parsed.
 pub struct Parsed {
     name: Name,
+    revision: Revision,
     source: Option<Source>,
     problems: Vec<Problem>,
 }
@@ -37,7 +44,8 @@ pub struct Parsed {
 /// A definition that is valid by itself.
 pub struct Candidate<'a> {
     pub draft: Draft<'a>,
-    name: Name,
+    /// In case it collides; without problems.
+    aside: SetAside,
     warnings: Vec<Problem>,
 }
 
@@ -49,11 +57,27 @@ pub struct Settled<'a> {
 }
 
 pub fn parse(stored: &[StoredDefinition]) -> Vec<Parsed> {
-    let parse = |StoredDefinition { name, text }: &StoredDefinition| {
+    let parse = |StoredDefinition { name, revision, text }: &StoredDefinition| {
         let mut sink = Sink::default();
         let path = PathBuf::from(format!("api:{name}"));
-        let source = Source::parse_as(SourceKind::Api, text.expose(), &path, &mut sink);
-        Parsed { name: name.clone(), source, problems: outcome(sink).0 }
+        let source = match text {
+            Ok(text) => Source::parse_as(SourceKind::Api(*revision), text.expose(), &path, &mut sink),
+            Err(why) => {
+                let hint = "restore the store's key, or replace the definition".to_owned();
+                let message = format!("cannot be read from the store: {why}");
+                sink.problem(Problem {
+                    file: path,
+                    line: 1,
+                    column: 1,
+                    path: String::new(),
+                    code: None,
+                    message,
+                    hint,
+                });
+                None
+            }
+        };
+        Parsed { name: name.clone(), revision: *revision, source, problems: outcome(sink).0 }
     };
     stored.iter().map(parse).collect()
 }
@@ -61,14 +85,17 @@ pub fn parse(stored: &[StoredDefinition]) -> Vec<Parsed> {
 /// Reads each definition by itself. `sink` has what all connections refer to.
 pub fn read<'a>(parsed: &'a [Parsed], context: &Context, sink: &Sink) -> (Vec<Candidate<'a>>, Vec<SetAside>) {
     let (mut candidates, mut set_aside) = (Vec::new(), Vec::new());
-    for Parsed { name, source, problems } in parsed {
+    for Parsed { name, revision, source, problems } in parsed {
         let mut fork = sink.fork();
         problems.iter().cloned().for_each(|problem| fork.problem(problem));
         let draft = source.as_ref().and_then(|source| draft(source, name, context, &mut fork));
-        let ((problems, warnings), name) = (outcome(fork), name.clone());
-        match draft.filter(|draft| problems.is_empty() && draft.connection.is_some()) {
-            Some(draft) => candidates.push(Candidate { draft, name, warnings }),
-            None => set_aside.push(SetAside { name, problems }),
+        let (problems, warnings) = outcome(fork);
+        let root = source.as_ref().and_then(Source::root);
+        let written = root.map(|root| written(&root, &context.shapes));
+        let aside = SetAside { name: name.clone(), revision: *revision, written, problems };
+        match draft.filter(|draft| aside.problems.is_empty() && draft.connection.is_some()) {
+            Some(draft) => candidates.push(Candidate { draft, aside, warnings }),
+            None => set_aside.push(aside),
         }
     }
     (candidates, set_aside)
@@ -97,7 +124,7 @@ fn check_references(candidates: &[Candidate<'_>], problems: &mut [Vec<Problem>],
     let mut in_force: HashSet<&Name> = HashSet::new();
     let mut users: HashMap<&Name, Vec<usize>> = HashMap::new();
     for (index, candidate) in candidates.iter().enumerate().filter(|(index, _)| problems[*index].is_empty()) {
-        in_force.insert(&candidate.name);
+        in_force.insert(&candidate.aside.name);
         for other in candidate.draft.routes.iter().flat_map(|(_, route)| &route.others) {
             users.entry(&other.connection).or_default().push(index);
         }
@@ -111,8 +138,8 @@ fn check_references(candidates: &[Candidate<'_>], problems: &mut [Vec<Problem>],
         check_injected(&candidates[index].draft, |name| in_force.contains(name), &mut fork);
         problems[index] = outcome(fork).0;
         if !problems[index].is_empty() {
-            in_force.remove(&candidates[index].name);
-            pending.extend(users.get(&candidates[index].name).into_iter().flatten());
+            in_force.remove(&candidates[index].aside.name);
+            pending.extend(users.get(&candidates[index].aside.name).into_iter().flatten());
         }
     }
 }
@@ -120,12 +147,12 @@ fn check_references(candidates: &[Candidate<'_>], problems: &mut [Vec<Problem>],
 /// Separates the definitions in force from those that are set aside.
 pub fn settle<'a>(candidates: Vec<Candidate<'a>>, problems: Vec<Vec<Problem>>, aside: Vec<SetAside>) -> Settled<'a> {
     let mut settled = Settled { drafts: Vec::new(), warnings: Vec::new(), set_aside: aside };
-    for (Candidate { draft, name, warnings }, problems) in candidates.into_iter().zip(problems) {
+    for (Candidate { draft, aside, warnings }, problems) in candidates.into_iter().zip(problems) {
         if problems.is_empty() {
             settled.drafts.push(draft);
             settled.warnings.extend(warnings);
         } else {
-            settled.set_aside.push(SetAside { name, problems });
+            settled.set_aside.push(SetAside { problems, ..aside });
         }
     }
     settled

@@ -146,14 +146,15 @@ async fn the_next_address_is_tried_after_a_failure_or_a_delay() {
 fn only_connections_of_files_open_private_addresses() {
     use std::path::Path;
 
-    use crate::model::connection::{DefinedIn, WrittenDefinition};
+    use crate::model::connection::{DefinedIn, Revision, WrittenDefinition};
 
     let text = "connections:\n- {name: own, client_id: id, token_url: \"https://login.internal/t\", revocation_url: \
                 \"https://10.0.0.7/r\", issuer: \"https://issuer.internal\", routes: [{host: api.internal}, {host: \
                 \"169.254.169.254:*\"}]}\n";
     let mut model = crate::config::load_text(text, Path::new("a.yaml")).unwrap().model;
     let by_file = AddressPolicy::new(&model, &[]);
-    let written = WrittenDefinition { defined_in: DefinedIn::Api, json: String::new(), lines: Vec::new() };
+    let written =
+        WrittenDefinition { defined_in: DefinedIn::Api(Revision::random()), json: String::new(), lines: Vec::new() };
     Arc::make_mut(&mut model.connections[0]).written = Arc::new(written);
     let by_api = AddressPolicy::new(&model, &[]);
     for (host, address) in [

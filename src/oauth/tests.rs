@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use super::*;
 use crate::dial::{AddressPolicy, Dialer, NetworkSettings};
 use crate::model::connection::{AuthorizationServer, BasicEncoding, ClientAuth, Endpoints, ServerProxy};
-use crate::model::connection::{ClientCertificate, DefinedIn, ForwardProxy, WrittenDefinition};
+use crate::model::connection::{ClientCertificate, DefinedIn, ForwardProxy, Revision, WrittenDefinition};
 use crate::model::origin::Host;
 use crate::model::secret::Secret;
 use crate::model::{HostOverride, Roots};
@@ -296,7 +296,8 @@ async fn no_url_of_a_definition_made_over_the_api_has_a_private_address() {
             let server = Server::start(vec![reply("400 Bad Request", "{}")], None).await;
             let url: Url = format!("http://{name}:{}", server.port).parse().unwrap();
             let mut definition = connection("http://192.0.2.1/token", body_auth(), None);
-            let defined_in = if is_file { definition.written.defined_in.clone() } else { DefinedIn::Api };
+            let defined_in =
+                if is_file { definition.written.defined_in.clone() } else { DefinedIn::Api(Revision::random()) };
             definition.written = Arc::new(WrittenDefinition { defined_in, json: String::new(), lines: Vec::new() });
             match key {
                 "token" => definition.endpoints = Endpoints::of_token_url(url),

@@ -11,10 +11,11 @@ use tokio::sync::broadcast;
 use tokio::time::Instant;
 
 use super::{
-    Catalog, CatalogChange, DefinitionStore, Lease, Note, NoteStore, Notification, Page, Revision, SecretStore,
-    SharedStore, Store, StoreError, StoreFuture, StoredText, StoredToken, TokenStore,
+    Catalog, CatalogChange, DefinitionStore, Lease, Note, NoteStore, Notification, Page, SecretStore, SharedStore,
+    Store, StoreError, StoreFuture, StoredText, StoredToken, TokenStore,
 };
 use crate::model::Name;
+use crate::model::connection::Revision;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;

@@ -7,13 +7,13 @@
 //! Invariants: a catalog names only revisions that are in the store; the generation grows by one with each change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use zeroize::Zeroizing;
 
 use super::transfer::{OpenedRecord, Table, Tally};
 use super::{StoreError, StoreFuture};
 use crate::model::Name;
+use crate::model::connection::Revision;
 use crate::model::secret::Secret;
 
 /// Bound of one definition's text.
@@ -59,29 +59,6 @@ pub trait DefinitionStore: Send + Sync {
 /// The text of a revision; `None`: the store does not have it.
 pub type StoredText = Result<Option<Secret>, StoreError>;
 
-/// Identifies one immutable version of a definition; it is also the ETag.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Revision(u128);
-
-impl Revision {
-    /// A new revision. It is unique, not secret.
-    pub fn random() -> Revision {
-        Revision(fastrand::u128(..))
-    }
-
-    /// 32 lower-case hexadecimal digits; `None` for anything else.
-    pub fn parse(hex: &str) -> Option<Revision> {
-        let revision = Revision(u128::from_str_radix(hex, 16).ok()?);
-        (revision.to_string() == hex).then_some(revision)
-    }
-}
-
-impl fmt::Display for Revision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
-    }
-}
-
 /// Names the revision in force of each connection.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Catalog {
@@ -109,7 +86,6 @@ pub struct Definitions {
     pub texts: BTreeMap<Name, Result<Secret, StoreError>>,
 }
 
-#[cfg_attr(not(test), expect(dead_code, reason = "only the admin API will read definitions"))]
 impl Definitions {
     /// Attempts to read the definitions of a catalog that other writers keep replacing.
     const READ_ATTEMPTS: usize = 5;
@@ -268,9 +244,8 @@ pub fn parse_record_name(text: &str) -> Option<(Name, Revision)> {
 /// The name of the catalog's record.
 pub const CATALOG: &str = "catalog";
 
-const REVISION_BYTES: usize = 16;
 /// Bound of a catalog's record before it is sealed: each entry has a length, a name of at most 63 bytes and a revision.
-pub const CATALOG_BYTES_MAX: usize = DEFINITIONS_MAX * (1 + 63 + REVISION_BYTES);
+pub const CATALOG_BYTES_MAX: usize = DEFINITIONS_MAX * (1 + 63 + Revision::BYTES);
 
 /// The content of a catalog's record, without the generation, which is the record's version.
 pub fn encode(catalog: &Catalog) -> Vec<u8> {
@@ -280,7 +255,7 @@ pub fn encode(catalog: &Catalog) -> Vec<u8> {
         // A name has at most 63 bytes.
         out.push(u8::try_from(name.len()).unwrap_or(u8::MAX));
         out.extend_from_slice(name);
-        out.extend_from_slice(&revision.0.to_be_bytes());
+        out.extend_from_slice(&revision.to_bytes());
     }
     out
 }
@@ -290,8 +265,8 @@ pub fn decode(generation: u64, mut bytes: &[u8]) -> Option<Catalog> {
     let mut entries = BTreeMap::new();
     while let Some((&length, rest)) = bytes.split_first() {
         let (name, rest) = rest.split_at_checked(usize::from(length))?;
-        let (revision, rest) = rest.split_at_checked(REVISION_BYTES)?;
-        let revision = Revision(u128::from_be_bytes(revision.try_into().ok()?));
+        let (revision, rest) = rest.split_at_checked(Revision::BYTES)?;
+        let revision = Revision::from_bytes(revision.try_into().ok()?);
         entries.insert(Name::parse(std::str::from_utf8(name).ok()?)?, revision);
         bytes = rest;
     }

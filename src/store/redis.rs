@@ -35,10 +35,11 @@ use super::codec::RecordCodec;
 use super::lease::ProcessLeases;
 use super::seal::Keyring;
 use super::{
-    Catalog, CatalogChange, DefinitionStore, Lease, Note, NoteStore, Page, Revision, SecretStore, SharedStore,
-    StoreError, StoreFuture, StoredText, StoredToken, TokenStore,
+    Catalog, CatalogChange, DefinitionStore, Lease, Note, NoteStore, Page, SecretStore, SharedStore, StoreError,
+    StoreFuture, StoredText, StoredToken, TokenStore,
 };
 use crate::clock::Clock;
+use crate::model::connection::Revision;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;

@@ -39,7 +39,7 @@ pub fn check_injected(draft: &Draft<'_>, known: impl Fn(&Name) -> bool, sink: &m
             } else if !known(name) {
                 let hint = match node.source.kind {
                     SourceKind::File => "use the name of a configured connection",
-                    SourceKind::Api => "use the name of a connection that was made over the API and is in force",
+                    SourceKind::Api(_) => "use the name of a connection that was made over the API and is in force",
                 };
                 node.problem(sink, format!("`inject` names the connection `{name}`, which does not exist"), hint);
             }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::document::{Document, Flaw};
 use super::problem::{Problem, Sink};
+use crate::model::connection::Revision;
 
 /// Where a text comes from, which decides what it may refer to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,7 +12,7 @@ pub enum SourceKind {
     /// May refer to files, variables and stored secrets of this machine.
     File,
     /// Made over the API: literals and `{use: NAME}` only.
-    Api,
+    Api(Revision),
 }
 
 #[derive(Debug)]

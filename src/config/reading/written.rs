@@ -7,12 +7,16 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
+use zeroize::Zeroizing;
 
 use super::document::{Document, Kind, Node};
 use super::node::NodeRef;
 
 /// Replaces a secret that is written out.
 const MASK: &str = r#"{"set":true}"#;
+
+/// Renders the text of a scalar, which may be written plain, without quotes.
+type ScalarText = fn(Scalar, &str, bool) -> String;
 
 /// The shapes of all values below one definition of the schema.
 pub struct Shapes(Vec<Shape>);
@@ -75,28 +79,37 @@ impl Shapes {
         index
     }
 
+    /// The JSON of a value with its secrets in it.
+    pub fn unmasked(&self, node: &NodeRef<'_>) -> Zeroizing<String> {
+        self.text(node, Scalar::unmasked)
+    }
+
     /// The JSON of a map, and the line of each of its keys.
     pub fn definition(&self, node: &NodeRef<'_>) -> (String, Vec<(String, usize)>) {
-        let (document, mut json) = (&node.source.document, String::new());
-        self.write(document, document.node(node.number), Some(0), &mut json);
-        let Kind::Map(range) = node.kind() else { return (json, Vec::new()) };
+        let json = std::mem::take(&mut *self.text(node, Scalar::masked));
+        let (document, Kind::Map(range)) = (&node.source.document, node.kind()) else { return (json, Vec::new()) };
         let entries = range.clone().map(|entry| document.entry(entry));
         (json, entries.map(|entry| (entry.key.clone(), entry.line)).collect())
     }
 
-    fn write(&self, document: &Document, node: &Node, shape: Option<usize>, json: &mut String) {
+    fn text(&self, node: &NodeRef<'_>, scalar: ScalarText) -> Zeroizing<String> {
+        let (document, mut json) = (&node.source.document, Zeroizing::default());
+        self.write((document, scalar), document.node(node.number), Some(0), &mut json);
+        json
+    }
+
+    fn write(&self, (document, scalar): (&Document, ScalarText), node: &Node, shape: Option<usize>, json: &mut String) {
         let shape = shape.map(|index| &self.0[index]);
         match &node.kind {
             _ if node.is_null() => *json += "null",
             Kind::Scalar { text, plain, .. } => {
-                let scalar = shape.map_or(Scalar::Unknown, |shape| shape.scalar);
-                *json += &scalar.json(text, *plain);
+                *json += &scalar(shape.map_or(Scalar::Unknown, |shape| shape.scalar), text, *plain);
             }
             Kind::List(items) => {
                 json.push('[');
                 for (index, item) in items.iter().enumerate() {
                     *json += if index == 0 { "" } else { "," };
-                    self.write(document, document.node(*item), shape.and_then(|shape| shape.items), json);
+                    self.write((document, scalar), document.node(*item), shape.and_then(|shape| shape.items), json);
                 }
                 json.push(']');
             }
@@ -107,7 +120,7 @@ impl Shapes {
                     *json += &Value::from(entry.key.as_str()).to_string();
                     json.push(':');
                     let below = shape.and_then(|shape| shape.keys.get(&entry.key).copied().or(shape.values));
-                    self.write(document, document.node(entry.value), below, json);
+                    self.write((document, scalar), document.node(entry.value), below, json);
                 }
                 json.push('}');
             }
@@ -148,16 +161,22 @@ impl Scalar {
         }
     }
 
-    fn json(self, text: &str, plain: bool) -> String {
+    fn masked(self, text: &str, plain: bool) -> String {
+        let is_secret = match self {
+            Scalar::Secret | Scalar::Unknown => !is_reference(text),
+            Scalar::Endpoint => has_secret_query(text),
+            Scalar::Text | Scalar::Number | Scalar::Boolean | Scalar::Any => false,
+        };
+        if is_secret { MASK.to_owned() } else { self.unmasked(text, plain) }
+    }
+
+    fn unmasked(self, text: &str, plain: bool) -> String {
         let typed = || serde_json::from_str::<Value>(text).ok();
         let typed = match self {
-            Scalar::Secret | Scalar::Unknown if is_reference(text) => None,
-            Scalar::Secret | Scalar::Unknown => return MASK.to_owned(),
-            Scalar::Endpoint if has_secret_query(text) => return MASK.to_owned(),
-            Scalar::Text | Scalar::Endpoint => None,
+            Scalar::Text | Scalar::Endpoint | Scalar::Secret => None,
             Scalar::Boolean => typed().filter(Value::is_boolean),
             Scalar::Number => typed().filter(Value::is_number),
-            Scalar::Any => typed().filter(|value| plain && (value.is_boolean() || value.is_number())),
+            Scalar::Any | Scalar::Unknown => typed().filter(|value| plain && (value.is_boolean() || value.is_number())),
         };
         typed.unwrap_or_else(|| text.into()).to_string()
     }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::files::Folder;
 use super::*;
 use crate::model::Name;
-use crate::model::connection::DefinedIn;
+use crate::model::connection::{DefinedIn, Revision};
 use crate::model::secret::Secret;
 
 const MAIN: &str = "secrets: {crm: {file: s, hosts: [as.test]}}\n\
@@ -26,7 +26,12 @@ fn files(main: &str) -> Folder {
 fn stored(name: &str, keys: Value) -> StoredDefinition {
     let mut text = json!({ "name": name, "client_id": "id", "token_url": "https://as.test/t" });
     text.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
-    StoredDefinition { name: Name::parse(name).unwrap(), text: Secret::new(text.to_string()) }
+    in_store(name, text.to_string())
+}
+
+fn in_store(name: &str, text: String) -> StoredDefinition {
+    let (name, revision) = (Name::parse(name).unwrap(), Revision::from_bytes([7; 16]));
+    StoredDefinition { name, revision, text: Ok(Secret::new(text)) }
 }
 
 /// Loads one stored definition besides the files; the problems with which it is set aside.
@@ -52,7 +57,7 @@ fn a_stored_definition_is_read_as_a_file_is() {
     assert!(loaded.set_aside.is_empty() && loaded.warnings.is_empty(), "{:?} {:?}", loaded.set_aside, loaded.warnings);
     let [file, made] = &loaded.model.connections[..] else { panic!("two connections") };
     assert!(matches!(file.written.defined_in, DefinedIn::File(_)));
-    assert_eq!((made.name.as_str(), &made.written.defined_in), ("own", &DefinedIn::Api));
+    assert_eq!((made.name.as_str(), &made.written.defined_in), ("own", &DefinedIn::Api(Revision::from_bytes([7; 16]))));
     assert_eq!(made.client_auth.secrets()[0].expose(), "hunter2");
     assert!(made.written.json.contains(r#""client_secret":{"set":true}"#) && !made.written.json.contains("hunter2"));
     let other = files(MAIN).with_stored(&[stored("own", json!({}))]);
@@ -79,7 +84,7 @@ fn a_stored_definition_that_is_invalid_or_collides_with_a_file_is_set_aside() {
         "there is no `interception`",
     );
     for text in ["", "null", "[", "- a"] {
-        let definition = StoredDefinition { name: Name::parse("own").unwrap(), text: Secret::new(text) };
+        let definition = in_store("own", text.to_owned());
         let loaded = files(MAIN).with_stored(&[definition]);
         assert_eq!((loaded.set_aside.len(), loaded.model.connections.len()), (1, 1), "{text}");
     }

@@ -12,7 +12,40 @@ pub enum DefinedIn {
     /// A configuration file, which the API never changes.
     File(Arc<Path>),
     /// The store, through the API.
-    Api,
+    Api(Revision),
+}
+
+/// Identifies one immutable version of a definition that was made over the API; it is also the ETag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Revision(u128);
+
+impl Revision {
+    pub const BYTES: usize = 16;
+
+    /// A new revision. It is unique, not secret.
+    pub fn random() -> Revision {
+        Revision(fastrand::u128(..))
+    }
+
+    /// 32 lower-case hexadecimal digits; `None` for anything else.
+    pub fn parse(hex: &str) -> Option<Revision> {
+        let revision = Revision(u128::from_str_radix(hex, 16).ok()?);
+        (revision.to_string() == hex).then_some(revision)
+    }
+
+    pub fn to_bytes(self) -> [u8; Self::BYTES] {
+        self.0.to_be_bytes()
+    }
+
+    pub fn from_bytes(bytes: [u8; Self::BYTES]) -> Revision {
+        Revision(u128::from_be_bytes(bytes))
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
 }
 
 #[derive(Clone)]
@@ -29,7 +62,7 @@ impl WrittenDefinition {
     pub fn opens_addresses(&self) -> bool {
         match self.defined_in {
             DefinedIn::File(_) => true,
-            DefinedIn::Api => false,
+            DefinedIn::Api(_) => false,
         }
     }
 }

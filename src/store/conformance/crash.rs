@@ -8,6 +8,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader};
 use tokio::process::Command;
 
 use super::*;
+use crate::model::connection::Revision;
 use crate::store::CatalogChange;
 use crate::store::definitions::Definitions;
 

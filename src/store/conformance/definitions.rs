@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
+use crate::model::connection::Revision;
 use crate::store::definitions::{DEFINITION_BYTES_MAX, Definitions};
-use crate::store::{Catalog, CatalogChange, Revision};
+use crate::store::{Catalog, CatalogChange};
 
 /// Runs against any empty store.
 pub async fn definitions(store: &dyn DefinitionStore, kept: SecretsAndDefinitions) {

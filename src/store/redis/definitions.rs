@@ -15,10 +15,10 @@ use super::backend::Backend;
 use super::definitions_in_use::{InUse, head};
 use super::value::Value;
 use crate::model::Name;
+use crate::model::connection::Revision;
 use crate::store::codec::definition_record;
 use crate::store::definitions::{
-    self, CATALOG_BYTES_MAX, Catalog, CatalogChange, DEFINITION_BYTES_MAX, Revision, StoredText, Swap, record_name,
-    superseded,
+    self, CATALOG_BYTES_MAX, Catalog, CatalogChange, DEFINITION_BYTES_MAX, StoredText, Swap, record_name, superseded,
 };
 use crate::store::seal::NONCE_END;
 use crate::store::transfer::Table;

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::store::definitions::{Catalog, Revision, parse_record_name};
+use crate::model::connection::Revision;
+use crate::store::definitions::{Catalog, parse_record_name};
 use crate::store::seal::NONCE_END;
 use crate::sync::lock;
 
