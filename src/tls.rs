@@ -9,6 +9,8 @@ mod proxied;
 mod verifier;
 
 use std::collections::HashSet;
+use std::error::Error;
+use std::io;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -31,6 +33,12 @@ use crate::model::time::WallTime;
 use crate::model::{ListenerTls, Roots};
 use proxied::ProxiedVerifier;
 use verifier::{Anchors, ServerVerifier};
+
+/// The TLS error behind `error`, if any. An I/O error hides what it wraps from `source`: look inside.
+pub fn cause<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    let wrapped = || error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    error.downcast_ref().or_else(|| cause(wrapped()?)).or_else(|| cause(error.source()?))
+}
 
 /// The global trust anchors, used where neither a connection nor a route configures its own.
 #[derive(Clone)]

@@ -4,7 +4,7 @@
 //! Not here: HTTP clients (`clients`), timeouts (`oauth`), the meaning of the response (`response`).
 
 use std::error::Error;
-use std::io::{self, Read as _};
+use std::io::Read as _;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::SystemTime;
@@ -20,6 +20,7 @@ use super::failure::Reason;
 use super::redact::printable;
 use crate::clock::Clock;
 use crate::model::time::BootTime;
+use crate::tls;
 
 /// Size limit of a response, which applies again to its decoded body.
 const RESPONSE_BYTES_MAX: usize = 1024 * 1024;
@@ -53,7 +54,7 @@ impl From<reqwest::Error> for TransportError {
         let error = error.without_url();
         let reason = if causes(&error).any(|cause| cause.is::<TooLate>()) {
             Reason::NotSent
-        } else if tls_cause(&error).is_some() {
+        } else if tls::cause(&error).is_some() {
             Reason::Tls
         } else if error.is_connect() {
             Reason::Unreachable
@@ -69,17 +70,6 @@ impl From<reqwest::Error> for TransportError {
 
 fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
     std::iter::successors(Some(error), |cause: &&'a (dyn Error + 'static)| (*cause).source())
-}
-
-/// Why TLS failed, if it did.
-pub fn tls_cause(error: &reqwest::Error) -> Option<&rustls::Error> {
-    causes(error).find_map(as_tls)
-}
-
-/// An I/O error hides what it wraps from `source`: look inside.
-fn as_tls<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
-    let wrapped = || error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-    error.downcast_ref().or_else(|| as_tls(wrapped()?))
 }
 
 /// A request body that is sent before a deadline or not at all: the process may be suspended between the decision to

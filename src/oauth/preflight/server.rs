@@ -20,7 +20,7 @@ use crate::model::origin::{Authority, Host, Origin, Scheme};
 use crate::model::time::{WallTime, rfc3339};
 use crate::oauth::TokenEndpoint;
 use crate::oauth::redact::printable;
-use crate::oauth::transport::{TransportError, tls_cause};
+use crate::oauth::transport::TransportError;
 use crate::tls;
 
 pub const CLOCK: &str = "clock";
@@ -128,7 +128,7 @@ async fn connect(endpoint: &TokenEndpoint, url: &Url, name: &str) -> Result<(Che
             Ok((Check::ok(CONNECT, format!("{name} responds {how}")), response.headers().clone()))
         }
         Ok(Err(error)) => {
-            if let Some(cause) = tls_cause(&error) {
+            if let Some(cause) = tls::cause(&error) {
                 let issuer = match is_unknown_issuer(cause) {
                     true => presented_issuer(endpoint, url).await,
                     false => None,
