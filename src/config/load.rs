@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::reading::{BYTES_MAX, NodeRef, Problem, Section, Sink, Source, reference};
+use super::reading::{Limits, NodeRef, Problem, Section, Sink, Source, reference};
 use super::top::TopFile;
 
 /// Far more files than a sensible configuration includes.
@@ -10,12 +10,17 @@ const INCLUDED_FILES_MAX: usize = 4096;
 
 /// Reads and parses one file; `None` if there is no tree, after a problem.
 pub fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
+    read_within(Limits::FILE, path, sink)
+}
+
+/// As [`read`], with other limits.
+pub fn read_within(limits: Limits, path: &Path, sink: &mut Sink) -> Option<Source> {
     sink.file(path);
     let problem = |sink: &mut Sink, line: usize, column: usize, message: String, hint: &str| {
         let (file, path, hint) = (path.to_owned(), String::new(), hint.to_owned());
         sink.problem(Problem { file, line, column, path, code: None, message, hint });
     };
-    let bytes = match reference::read_bounded(path, BYTES_MAX) {
+    let bytes = match reference::read_bounded(path, limits.bytes) {
         Ok(bytes) => bytes,
         Err(reason) => {
             problem(
@@ -37,7 +42,7 @@ pub fn read(path: &Path, sink: &mut Sink) -> Option<Source> {
         return None;
     }
     match String::from_utf8(bytes) {
-        Ok(text) => Source::parse(&text, path, sink),
+        Ok(text) => Source::parse_within(limits, &text, path, sink),
         Err(error) => {
             let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]).into_owned();
             let line = valid.rsplit('\n').next().unwrap_or_default();

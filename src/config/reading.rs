@@ -2,7 +2,7 @@
 //!
 //! Bottom up: `problem`, `document` (YAML with positions) and `source`, `node` (a value with its position, and sections: maps
 //! with known keys), `shape` (the schema of values), `reference` (`${env:NAME}`, `${file:PATH}`), `value`,
-//! `placeholder` and `endpoint` (text to values), `published`, `secret`, `pem`, `written` (values as JSON, masked). On top: `excerpt`, the source line of a problem. Not
+//! `placeholder` and `endpoint` (text to values), `published`, `secret`, `pem`, `written` (values as JSON, masked or not). On top: `excerpt`, the source line of a problem. Not
 //! here: the meaning of any key.
 //!
 //! Invariants: no message contains a secret; each value knows its position.
@@ -22,7 +22,7 @@ mod source;
 pub mod value;
 pub mod written;
 
-pub use document::{BYTES_MAX, Kind, empty};
+pub use document::{Kind, Limits, empty};
 pub use excerpt::Excerpts;
 pub use node::{Field, Keys, NodeRef, Section};
 pub use problem::{Problem, Problems, Sink, suggest};

@@ -5,6 +5,7 @@ mod accepted;
 mod authorization;
 mod client;
 mod files;
+mod fill;
 mod grants;
 mod interception;
 mod profiles;

@@ -16,6 +16,20 @@ pub const DEPTH_MAX: usize = 32;
 /// Maximum number of keys, scalars, lists and maps, with aliases expanded.
 pub const NODES_MAX: usize = 500_000;
 
+/// Size limits of a document.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    pub bytes: usize,
+    /// As [`NODES_MAX`].
+    pub nodes: usize,
+}
+
+impl Limits {
+    pub const FILE: Limits = Limits { bytes: BYTES_MAX, nodes: NODES_MAX };
+    /// An export of every definition in a store.
+    pub const EXPORT: Limits = Limits { bytes: 64 * 1024 * 1024, nodes: 4_000_000 };
+}
+
 /// A document. Nodes and entries are referred to by index; an alias is the index of its anchor's node.
 #[derive(Debug, Default)]
 pub struct Document {
@@ -70,9 +84,14 @@ pub struct Flaw {
 impl Document {
     /// Parses `text` into a tree and its flaws. The error is a flaw that made parsing impossible.
     pub fn parse(text: &str) -> Result<(Document, Vec<Flaw>), Flaw> {
-        let mut builder = Builder::default();
-        if text.len() > BYTES_MAX {
-            return Err(too_big());
+        Document::parse_within(text, Limits::FILE)
+    }
+
+    /// As [`Document::parse`], with other limits.
+    pub fn parse_within(text: &str, limits: Limits) -> Result<(Document, Vec<Flaw>), Flaw> {
+        let mut builder = Builder { nodes_max: limits.nodes, ..Builder::default() };
+        if text.len() > limits.bytes {
+            return Err(too_big(limits.bytes));
         }
         for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {
             let (event, span) = event.map_err(|error| {
@@ -115,9 +134,8 @@ pub fn empty() -> Document {
     Document { nodes: vec![node], entries: Vec::new(), root: Some(0) }
 }
 
-/// The flaw of a file larger than [`BYTES_MAX`].
-pub fn too_big() -> Flaw {
-    let message = format!("is larger than {} MiB", BYTES_MAX / 1024 / 1024);
+fn too_big(bytes_max: usize) -> Flaw {
+    let message = format!("is larger than {} MiB", bytes_max / 1024 / 1024);
     Flaw { line: 1, column: 1, path: String::new(), message, hint: "split it into files under `include`" }
 }
 
@@ -140,6 +158,7 @@ struct Builder {
     open: Vec<Open>,
     anchors: HashMap<usize, usize>,
     total: usize,
+    nodes_max: usize,
     documents: usize,
 }
 
@@ -250,10 +269,10 @@ impl Builder {
 
     fn count(&mut self, mark: Mark, nodes: usize) -> Result<(), Flaw> {
         self.total += nodes;
-        if self.total <= NODES_MAX {
+        if self.total <= self.nodes_max {
             return Ok(());
         }
-        let message = format!("the document has more than {NODES_MAX} values, with aliases expanded");
+        let message = format!("the document has more than {} values, with aliases expanded", self.nodes_max);
         Err(self.flaw(mark, message, "split it into files under `include`, and use fewer aliases"))
     }
 

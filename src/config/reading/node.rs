@@ -116,6 +116,32 @@ impl<'a> NodeRef<'a> {
         self.pair(entry).2
     }
 
+    /// The value at `path`, or the closest one above it that exists.
+    pub fn nearest(&self, path: &str) -> NodeRef<'a> {
+        let mut node = self.clone();
+        while let Some(child) = node.child_towards(path) {
+            node = child;
+        }
+        node
+    }
+
+    fn child_towards(&self, path: &str) -> Option<NodeRef<'a>> {
+        match self.kind() {
+            Kind::Scalar { .. } => None,
+            Kind::List(numbers) => {
+                let rest = path.strip_prefix(self.path.as_str())?;
+                let index: usize = rest.strip_prefix('[')?.split_once(']')?.0.parse().ok()?;
+                Some(self.child(*numbers.get(index)?, format!("{}[{index}]", self.path)))
+            }
+            Kind::Map(range) => range.clone().find_map(|entry| {
+                let key = document::join(&self.path, &self.source.document.entry(entry).key);
+                let rest = path.strip_prefix(key.as_str())?;
+                let (_, key_node, value) = self.pair(entry);
+                (rest.is_empty() || rest.starts_with(['.', '['])).then(|| value.unwrap_or(key_node))
+            }),
+        }
+    }
+
     fn pair(&self, entry: usize) -> (&'a str, NodeRef<'a>, Option<NodeRef<'a>>) {
         let entry = self.source.document.entry(entry);
         let value = self.child(entry.value, document::join(&self.path, &entry.key));

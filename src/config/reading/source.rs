@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::document::{Document, Flaw};
+use super::document::{Document, Flaw, Limits};
 use super::problem::{Problem, Sink};
 use crate::model::connection::Revision;
 
@@ -29,14 +29,28 @@ impl Source {
         Source::parse_as(SourceKind::File, text, path, sink)
     }
 
+    /// As [`Source::parse`], with other limits.
+    pub fn parse_within(limits: Limits, text: &str, path: &Path, sink: &mut Sink) -> Option<Source> {
+        Source::from_document(SourceKind::File, Document::parse_within(text, limits), path, sink)
+    }
+
     /// As [`Source::parse`], for a text of either kind.
     pub fn parse_as(kind: SourceKind, text: &str, path: &Path, sink: &mut Sink) -> Option<Source> {
+        Source::from_document(kind, Document::parse(text), path, sink)
+    }
+
+    fn from_document(
+        kind: SourceKind,
+        parsed: Result<(Document, Vec<Flaw>), Flaw>,
+        path: &Path,
+        sink: &mut Sink,
+    ) -> Option<Source> {
         let report = |flaw: Flaw, sink: &mut Sink| {
             let Flaw { line, column, path: yaml_path, message, hint } = flaw;
             let (file, hint) = (path.to_owned(), hint.to_owned());
             sink.problem(Problem { file, line, column, path: yaml_path, code: None, message, hint });
         };
-        match Document::parse(text) {
+        match parsed {
             Ok((document, flaws)) => {
                 flaws.into_iter().for_each(|flaw| report(flaw, sink));
                 Some(Source { kind, path: path.to_owned(), document })

@@ -29,6 +29,15 @@ struct Shape {
     /// The shape of the values of a map with free keys.
     values: Option<usize>,
     items: Option<usize>,
+    /// The path of a file.
+    is_path: bool,
+}
+
+/// The shape of one value, if known; follows the value from the definition down.
+#[derive(Clone, Copy)]
+pub struct Cursor<'s> {
+    shapes: &'s Shapes,
+    index: Option<usize>,
 }
 
 /// From the weakest to the strongest: the strongest of several alternatives wins.
@@ -62,6 +71,7 @@ impl Shapes {
         flatten(schema, root, &mut alternatives);
         for alternative in alternatives {
             self.0[index].scalar = self.0[index].scalar.max(Scalar::of(alternative));
+            self.0[index].is_path |= alternative["x-path"] == true;
             if alternative == &Value::Bool(true) {
                 (self.0[index].values, self.0[index].items) = (Some(index), Some(index));
             }
@@ -77,6 +87,11 @@ impl Shapes {
             }
         }
         index
+    }
+
+    /// The shape of the whole definition.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { shapes: self, index: Some(0) }
     }
 
     /// The JSON of a value with its secrets in it.
@@ -125,6 +140,47 @@ impl Shapes {
                 json.push('}');
             }
         }
+    }
+}
+
+impl<'s> Cursor<'s> {
+    fn shape(self) -> Option<&'s Shape> {
+        self.index.map(|index| &self.shapes.0[index])
+    }
+
+    /// The shape of a key's value.
+    pub fn key(self, key: &str) -> Cursor<'s> {
+        let index = self.shape().and_then(|shape| shape.keys.get(key).copied().or(shape.values));
+        Cursor { index, ..self }
+    }
+
+    /// The shape of the items of a list.
+    pub fn item(self) -> Cursor<'s> {
+        Cursor { index: self.shape().and_then(|shape| shape.items), ..self }
+    }
+
+    pub fn is_known(self) -> bool {
+        self.index.is_some()
+    }
+
+    /// True for the path of a file.
+    pub fn is_path(self) -> bool {
+        self.shape().is_some_and(|shape| shape.is_path)
+    }
+
+    /// True for a secret, which may be `{file: PATH}`.
+    pub fn is_secret(self) -> bool {
+        self.shape().is_some_and(|shape| shape.scalar == Scalar::Secret && shape.keys.contains_key("file"))
+    }
+
+    /// True for a script: `{file: PATH}`, or its text as `{source: TEXT}`.
+    pub fn is_script(self) -> bool {
+        self.key("file").is_path() && self.key("source").is_known()
+    }
+
+    /// The JSON of a scalar; `plain`: written without quotes.
+    pub fn scalar(self, text: &str, plain: bool) -> String {
+        self.shape().map_or(Scalar::Unknown, |shape| shape.scalar).unmasked(text, plain)
     }
 }
 
@@ -178,8 +234,13 @@ impl Scalar {
             Scalar::Number => typed().filter(Value::is_number),
             Scalar::Any | Scalar::Unknown => typed().filter(|value| plain && (value.is_boolean() || value.is_number())),
         };
-        typed.unwrap_or_else(|| text.into()).to_string()
+        typed.map_or_else(|| quoted(text), |value| value.to_string())
     }
+}
+
+/// The JSON string of a text.
+pub fn quoted(text: &str) -> String {
+    serde_json::to_string(text).expect("text is valid JSON")
 }
 
 /// True if a parameter of the URL's query has a value that is written out.

@@ -127,7 +127,7 @@ fn a_stored_definition_injects_tokens_of_stored_definitions_alone() {
 }
 
 /// A definition with a reference at `path`, such as `routes[].upstream_tls.trust[]`.
-fn at(path: &str, value: Value) -> Value {
+pub(super) fn at(path: &str, value: Value) -> Value {
     path.rsplit('.').fold(value, |value, segment| match segment.strip_suffix("[]") {
         Some(key) => json!({ key: [value] }),
         None => json!({ segment: value }),
@@ -135,7 +135,13 @@ fn at(path: &str, value: Value) -> Value {
 }
 
 /// The path of each key of a connection whose schema is `found`; `free` is the key of a map with free keys.
-fn paths(schema: &Value, root: &Value, path: &str, found: &impl Fn(&Value) -> bool, all: &mut BTreeSet<String>) {
+pub(super) fn paths(
+    schema: &Value,
+    root: &Value,
+    path: &str,
+    found: &impl Fn(&Value) -> bool,
+    all: &mut BTreeSet<String>,
+) {
     if found(schema) {
         all.insert(path.to_owned());
         return;
