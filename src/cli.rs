@@ -2,24 +2,26 @@
 //!
 //! Exit codes: 0 done, 1 failed at run time, 2 wrong arguments or configuration.
 
+mod apply;
 mod ca;
 mod check;
 mod connect;
 mod demo;
 mod environment;
+mod export;
 mod instance;
 mod run;
 mod secret;
 mod store;
 mod table;
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{self, Problems};
+use crate::config::{self, Problem, Problems};
 
 /// A proxy that injects fresh OAuth tokens, so that services hold no secret.
 #[derive(Debug, Parser)]
@@ -49,6 +51,10 @@ enum Command {
     Test(instance::TestArguments),
     /// Connect an account: print a link or a code for the person and wait for the token
     Connect(connect::ConnectArguments),
+    /// Create or change definitions of a running instance as files say, all or none
+    Apply(apply::ApplyArguments),
+    /// Print the definitions made over the API as YAML, for `apply`; secrets as `{set: true}`
+    Export(export::ExportArguments),
     /// Manage secrets in the sealed store, for `{store: NAME}`
     #[command(subcommand)]
     Secret(secret::SecretCommand),
@@ -98,6 +104,8 @@ pub fn main() -> ExitCode {
         Command::Revoke(arguments) => instance::revoke(&arguments),
         Command::Test(arguments) => instance::test(&arguments),
         Command::Connect(arguments) => connect::connect(&arguments),
+        Command::Apply(arguments) => apply::apply(&arguments),
+        Command::Export(arguments) => export::export(&arguments),
         Command::Secret(command) => secret::secret(&command),
         Command::Store(command) => store::store(&command),
         Command::Ca(command) => ca::ca(&command),
@@ -126,6 +134,17 @@ fn schema() -> ExitCode {
 
 /// Exit code for wrong arguments or configuration.
 const MISCONFIGURED: u8 = 2;
+
+/// Prints problems to standard output; on a terminal, each with its line.
+fn print_problems(problems: &[Problem]) {
+    let mut excerpts = std::io::stdout().is_terminal().then(config::excerpts);
+    for problem in problems {
+        println!("{problem}");
+        if let Some(lines) = excerpts.as_mut().and_then(|excerpts| excerpts.of(problem)) {
+            println!("{lines}");
+        }
+    }
+}
 
 /// Prints the warnings and the number of problems. The caller prints the problems themselves.
 fn refuse(path: &Path, problems: &Problems) -> ExitCode {

@@ -5,7 +5,6 @@
 mod consent;
 mod online;
 
-use std::io::IsTerminal as _;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -60,13 +59,7 @@ pub fn check(arguments: &CheckArguments) -> ExitCode {
     }
     match result {
         Err(problems) => {
-            let mut excerpts = std::io::stdout().is_terminal().then(config::excerpts);
-            for problem in &problems.problems {
-                println!("{problem}");
-                if let Some(lines) = excerpts.as_mut().and_then(|excerpts| excerpts.of(problem)) {
-                    println!("{lines}");
-                }
-            }
+            super::print_problems(&problems.problems);
             super::refuse(&path, &problems)
         }
         Ok(loaded) => {

@@ -1,10 +1,11 @@
 //! Commands that call the API of a running instance: `connections`, `refresh`, `revoke`, `test`, `healthcheck`.
 //!
-//! Not here: `connect`, which waits for a person (`connect`); the request itself (`endpoint`); the contents of a response
-//! (`admin`), its formatting (`table`).
+//! Not here: `connect`, which waits for a person (`connect`); `apply` and `export`, which send and print definitions; the
+//! API (`api`) and the request itself (`endpoint`); the contents of a response (`admin`), its formatting (`table`).
 //! Invariants: untrusted text is printed without control characters; the admin token is never printed; if no instance
 //! responds, the error names the address and the remedy.
 
+mod api;
 mod endpoint;
 
 use std::io::{Read as _, Write};
@@ -21,10 +22,9 @@ use super::{ConfigArguments, table};
 use crate::config::{self, InstanceLocation, ListenerLocation};
 use crate::model::Roots;
 use crate::model::secret::Secret;
+pub use api::{Call, Instance};
 use endpoint::Endpoint;
 
-/// Timeout of an API call; longer than any operation of the instance.
-const CALL_TIMEOUT: Duration = Duration::from_secs(45);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest page that the instance sends.
 const CONNECTIONS_PER_PAGE: &str = "200";
@@ -166,8 +166,8 @@ pub fn healthcheck(arguments: &InstanceArguments) -> ExitCode {
     let endpoint = arguments.endpoint(found.health, found.trust);
     let response = endpoint.and_then(|endpoint| {
         let request = reqwest::Request::new(Method::GET, endpoint.url(&["readyz"])?);
-        let (status, _) = endpoint.send(request, HEALTH_TIMEOUT)?;
-        Ok((status == 200, endpoint.base().clone()))
+        let response = endpoint.send(request, HEALTH_TIMEOUT)?;
+        Ok((response.status == 200, endpoint.base().clone()))
     });
     match response {
         Ok((ready, base)) => {
@@ -256,55 +256,11 @@ impl InstanceArguments {
         let found = self.location();
         let token = self.token(&found);
         // A wrong address is reported before a missing token.
-        Ok(Instance { endpoint: self.endpoint(found.admin, found.trust)?, token: token? })
+        Ok(Instance::new(self.endpoint(found.admin, found.trust)?, token?))
     }
 
     /// Calls the API once; `Err` also if the instance refuses.
     pub fn call(&self, method: Method, path: &[&str], body: Option<Value>) -> Result<Value, CallError> {
         self.instance()?.call(method, path, &[], body)
-    }
-}
-
-/// A running instance, and the token to present to it.
-pub struct Instance {
-    endpoint: Endpoint,
-    token: Secret,
-}
-
-impl Instance {
-    /// Calls the API; `Err` also if the instance refuses.
-    pub fn call(
-        &self,
-        method: Method,
-        path: &[&str],
-        query: &[(&str, &str)],
-        body: Option<Value>,
-    ) -> Result<Value, CallError> {
-        let Instance { endpoint, token } = self;
-        let mut url = endpoint.url(&[&["api", "v1"], path].concat())?;
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
-        let mut request = reqwest::Request::new(method, url);
-        let value = http::HeaderValue::try_from(format!("Bearer {}", token.expose()));
-        let invalid = "the admin token contains characters that are not allowed in a header";
-        let mut value = value.map_err(|_| CallError::Local(invalid.to_owned()))?;
-        value.set_sensitive(true);
-        request.headers_mut().insert(http::header::AUTHORIZATION, value);
-        if let Some(body) = body {
-            let json = http::HeaderValue::from_static("application/json");
-            request.headers_mut().insert(http::header::CONTENT_TYPE, json);
-            *request.body_mut() = Some(body.to_string().into());
-        }
-        let (status, bytes) = endpoint.send(request, CALL_TIMEOUT)?;
-        let response: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-        match (200..300).contains(&status) {
-            true if response.is_object() => Ok(response),
-            false if response["code"].is_string() => Err(CallError::Refused(response)),
-            _ => Err(CallError::Local(format!(
-                "{} is not a Keybearer instance (status {status}); set another --admin",
-                endpoint.base()
-            ))),
-        }
     }
 }

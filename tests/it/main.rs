@@ -27,6 +27,7 @@ mod rig {
 }
 
 mod admin;
+mod apply;
 mod audit;
 mod authority;
 mod callers;

@@ -13,9 +13,16 @@ use url::Url;
 use super::CallError;
 use crate::config::ListenerLocation;
 use crate::model::Roots;
-use crate::tls::Trust;
+use crate::tls::{self, Trust};
 
-const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Size limit of a response; the largest is an export of every definition.
+const RESPONSE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+pub struct Response {
+    pub status: u16,
+    pub content_type: String,
+    pub body: Vec<u8>,
+}
 
 pub struct Endpoint {
     base: Url,
@@ -61,8 +68,8 @@ impl Endpoint {
         Ok(url)
     }
 
-    /// Sends a request; returns the status and the body of the response.
-    pub fn send(&self, mut request: Request, limit: Duration) -> Result<(u16, Vec<u8>), CallError> {
+    /// Sends a request and reads the complete response.
+    pub fn send(&self, mut request: Request, limit: Duration) -> Result<Response, CallError> {
         let failed = |error: &dyn std::fmt::Display| CallError::Local(format!("cannot send the request: {error}"));
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
@@ -81,6 +88,8 @@ impl Endpoint {
         let client = builder.build().map_err(|error| failed(&error))?;
         let response = runtime.block_on(async {
             let mut response = client.execute(request).await?;
+            let content_type = response.headers().get(header::CONTENT_TYPE).map(HeaderValue::to_str);
+            let content_type = content_type.and_then(Result::ok).unwrap_or_default().to_owned();
             let mut body = Vec::new();
             while let Some(chunk) = response.chunk().await? {
                 body.extend_from_slice(&chunk);
@@ -88,14 +97,20 @@ impl Endpoint {
                     break;
                 }
             }
-            Ok::<_, reqwest::Error>((response.status().as_u16(), body))
+            Ok::<_, reqwest::Error>(Response { status: response.status().as_u16(), content_type, body })
         });
-        response.map_err(|error| self.no_response(&error))
+        let response = response.map_err(|error| self.no_response(&error))?;
+        if response.body.len() > RESPONSE_BYTES_MAX {
+            let mib = RESPONSE_BYTES_MAX / 1024 / 1024;
+            return Err(CallError::Local(format!("the response of {} is larger than {mib} MiB", self.base)));
+        }
+        Ok(response)
     }
 
     fn no_response(&self, error: &reqwest::Error) -> CallError {
         let base = &self.base;
-        if let Some(tls) = tls_error(error) {
+        let cause = tls::cause(error).filter(|cause| matches!(cause, rustls::Error::InvalidCertificate(_)));
+        if let Some(tls) = cause {
             let remedy = "add the CA of its certificate to `trust` in the configuration, or correct the URL";
             return CallError::Local(format!("the certificate at {base} was not accepted ({tls}); {remedy}"));
         }
@@ -103,12 +118,4 @@ impl Endpoint {
         let remedy = "start one with `keybearer run`, or set its address with --admin or KEYBEARER_ADMIN_URL";
         CallError::Local(format!("no instance responds{why} at {base}; {remedy}"))
     }
-}
-
-/// The certificate error behind a failed request. An I/O error hides what it wraps from `source`: look inside.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    let wrapped = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    let here =
-        error.downcast_ref::<rustls::Error>().filter(|error| matches!(error, rustls::Error::InvalidCertificate(_)));
-    here.or_else(|| wrapped.and_then(|inner| tls_error(inner))).or_else(|| error.source().and_then(tls_error))
 }
