@@ -19,6 +19,7 @@ mod admin;
 mod bounds;
 mod caller;
 mod connection;
+mod edit;
 mod egress;
 mod forward_proxy;
 mod interception;
@@ -38,6 +39,7 @@ mod top;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use edit::{Edited, Editor};
 pub use load::included_files;
 pub use partial::{
     InstanceLocation, ListenerLocation, caller_secret, has_desktop, locate_instance, presented_token, read_token,
@@ -106,6 +108,7 @@ fn assemble(source: &Source, stored: &[StoredDefinition], mut sink: Sink) -> Res
     };
     let included = load::included(&top, &mut sink);
     let Settings { mut model, listeners_are_valid, callers } = settings::settings(&top, &mut sink);
+    let stored = if model.admin.editing { stored } else { &[] };
     let context = connection::Context { callers, shapes: Shapes::new(&schema(), "connection") };
     let sections: Vec<_> = included.iter().filter_map(|source| load::included_section(source, &mut sink)).collect();
     let published = published::published(top.get(top.keys.secrets), top.get(top.keys.mutual_tls_profiles), &mut sink);
@@ -137,12 +140,16 @@ fn assemble(source: &Source, stored: &[StoredDefinition], mut sink: Sink) -> Res
         let hint = "add one under `connections`";
         top.at("connections").warning(&mut sink, "no connections are configured", hint);
     }
+    // The order of `stored` decides which of two definitions is in force, and nothing else.
+    settled.drafts.sort_unstable_by_key(|draft| draft.connection.as_ref().map(|connection| connection.name.clone()));
     let in_force = drafts.into_iter().chain(settled.drafts);
     let connections: Option<Vec<_>> = in_force.map(|draft| draft.connection.map(Arc::new)).collect();
     let Some(connections) = connections.filter(|_| listeners_are_valid) else {
         return Err(failed(path, sink));
     };
-    for StoredDefinition { name, text, .. } in stored {
+    let mut by_name: Vec<_> = stored.iter().collect();
+    by_name.sort_unstable_by_key(|definition| &definition.name);
+    for StoredDefinition { name, text, .. } in by_name {
         match text {
             Ok(text) => sink.content(text.digest().as_bytes()),
             Err(_) => sink.content(name.as_str().as_bytes()),

@@ -7,6 +7,7 @@ mod rig {
     pub mod browser;
     pub mod command;
     pub mod config;
+mod definitions;
     pub mod crm;
     pub mod fleet;
     pub mod frames;
@@ -33,6 +34,7 @@ mod callers;
 mod clients;
 mod commands;
 mod config;
+mod definitions;
 mod consent;
 mod docs;
 mod drain;

@@ -2,12 +2,16 @@
 //!
 //! Not here: their tokens (`tokens`), authorizations of people (`people`).
 
-use axum::routing::{get, post};
+use axum::routing::{get, patch, post, put};
 
 use super::common::UNKNOWN;
 use crate::admin::openapi::Operation;
-use crate::admin::{connections, preflight};
+use crate::admin::{connections, definitions, preflight};
 use crate::model::Role;
+
+const READ_ONLY: (u16, &str) =
+    (409, "the name is defined in a file, `editing` is false, or the store keeps no definitions");
+const UNAVAILABLE: (u16, &str) = (503, "the store is unavailable");
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
@@ -33,6 +37,57 @@ pub const OPERATIONS: &[Operation] = &[
         responses: &[(200, "the connection"), (400, "the query is invalid"), UNKNOWN],
         members: &[("resolved", "true: each key as {value, source}, with the defaults of absent keys")],
         handler: || get(connections::get),
+    },
+    Operation {
+        method: "put",
+        path: "/connections/{name}",
+        role: Role::Manager,
+        summary: "Keeps a definition in the store and puts it in force; `{set: true}` keeps a secret",
+        responses: &[
+            (
+                200,
+                "the changed connection, with its ETag; with `dry_run`: {created, changed, unchanged, removed, fields}",
+            ),
+            (201, "the new connection, with its ETag"),
+            READ_ONLY,
+            (412, "the connection has changed since it was read, or does not exist"),
+            (422, "{problems: [{connection, path, line, column, code, message, hint}]}"),
+            (428, "the connection exists; send `If-Match`"),
+            UNAVAILABLE,
+        ],
+        members: &[],
+        handler: || put(definitions::put),
+    },
+    Operation {
+        method: "patch",
+        path: "/connections/{name}",
+        role: Role::Operator,
+        summary: "Changes a definition by a JSON merge patch (RFC 7396); an operator may switch `active`",
+        responses: &[
+            (200, "the changed connection, with its ETag"),
+            UNKNOWN,
+            READ_ONLY,
+            (412, "the connection has changed since it was read"),
+            (422, "{problems: [{connection, path, line, column, code, message, hint}]}"),
+            (428, "send `If-Match`"),
+            UNAVAILABLE,
+        ],
+        members: &[],
+        handler: || patch(definitions::patch),
+    },
+    Operation {
+        method: "post",
+        path: "/connections:apply",
+        role: Role::Manager,
+        summary: "Puts many definitions, all or nothing; `?prune=true` removes all others that were made over the API",
+        responses: &[
+            (200, "{created, changed, unchanged, removed, fields}: names"),
+            READ_ONLY,
+            (422, "{problems: [{connection, path, line, column, code, message, hint}]}"),
+            UNAVAILABLE,
+        ],
+        members: &[],
+        handler: || post(definitions::apply),
     },
     Operation {
         method: "post",
