@@ -38,6 +38,7 @@ use plan::{
 };
 use record::Saving;
 pub(super) use record::{Poll, RecordCache};
+pub(super) use revoke::{FORGET_LEASE_TERM, FORGET_LEASE_WAIT};
 use request::TokenRequest;
 
 /// First backoff while another replica holds the lease; doubles up to [`LEASE_RETRY_MAX`].
