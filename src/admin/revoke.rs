@@ -5,6 +5,8 @@
 //! Not here: all tokens of a connection (`all`), the requests to the server (`token::acquire`).
 
 pub mod all;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

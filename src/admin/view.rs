@@ -238,7 +238,9 @@ fn revocation(outcome: &RevocationOutcome) -> Value {
             let reason = format!("the {other} uses the same grant at the server");
             json!({ "outcome": "not_revoked", "reason": reason })
         }
-        RevocationOutcome::NotRequested => json!({ "outcome": "not_revoked", "reason": "only forgotten, as requested" }),
+        RevocationOutcome::NotRequested => {
+            json!({ "outcome": "not_revoked", "reason": "only forgotten, as requested" })
+        }
         RevocationOutcome::Failed(why) => json!({ "outcome": "failed", "reason": why }),
     }
 }

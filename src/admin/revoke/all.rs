@@ -100,7 +100,8 @@ impl RevokedAll {
         let outcomes = [&revoked.refresh_token, &revoked.access_token];
         let group = if outcomes.iter().any(|outcome| matches!(outcome, RevocationOutcome::Failed(_))) {
             &mut self.failed
-        } else if outcomes.iter().all(|outcome| matches!(outcome, RevocationOutcome::Revoked | RevocationOutcome::None)) {
+        } else if outcomes.iter().all(|outcome| matches!(outcome, RevocationOutcome::Revoked | RevocationOutcome::None))
+        {
             &mut self.revoked
         } else {
             &mut self.not_revoked
