@@ -16,7 +16,7 @@ use crate::dial::Dialer;
 use crate::model::connection::{Connection, Inject, OtherBearer, Route, Stripped, UpstreamTls};
 use crate::model::token::default_profile;
 use crate::model::{Caller, Egress, Limits, LogRequests, Name, Roots, Timeouts};
-use crate::oauth::{OpenIdClient, TokenEndpoint};
+use crate::oauth::{HttpClients, OpenIdClient, TokenEndpoint};
 use crate::router::{CallerId, Callers, Label, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::telemetry::traces::Tracer;
@@ -39,6 +39,8 @@ pub struct Snapshot {
     /// TLS profile of requests that match no route.
     pub plain: Arc<TlsProfile>,
     pub dialer: Dialer,
+    /// HTTP clients of the token endpoints.
+    pub clients: Arc<HttpClients>,
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log_requests: LogRequests,
@@ -182,8 +184,8 @@ impl Snapshot {
         loaded: &Loaded,
         trust: &Trust,
         profiles: &mut TlsProfiles,
-        dialer: Dialer,
-        (metrics, tracer, links, sign_in): (&Metrics, Tracer, Links, Option<Arc<OpenIdClient>>),
+        clients: Arc<HttpClients>,
+        (metrics, links, sign_in): (&Metrics, Links, Option<Arc<OpenIdClient>>),
         (listener_tls, authority): (HashMap<Name, Arc<ServerConfig>>, Option<Arc<Authority>>),
         live: impl Fn(&Connection) -> Option<Live>,
     ) -> Snapshot {
@@ -247,11 +249,12 @@ impl Snapshot {
             egress: model.egress.clone(),
             authority,
             plain,
-            dialer,
+            dialer: clients.dialer.clone(),
+            tracer: clients.tracer.clone(),
+            clients,
             timeouts: model.timeouts.clone(),
             limits: model.limits.clone(),
             log_requests: model.log.requests,
-            tracer,
             links,
             sign_in,
             listener_tls,

@@ -239,9 +239,18 @@ pub fn stored(connection: &Connection, key: &TokenKey, record: &Result<StoredTok
     })
 }
 
-/// The outcome of a revocation.
+/// The outcome of a revocation after which the tokens are forgotten.
 pub fn revoked(revoked: &Revoked) -> Value {
-    let outcome = |outcome: &RevocationOutcome| match outcome {
+    json!({
+        "forgotten": true,
+        "refresh_token": revocation(&revoked.refresh_token),
+        "access_token": revocation(&revoked.access_token),
+    })
+}
+
+/// The outcome of the revocation of one token at the server.
+fn revocation(outcome: &RevocationOutcome) -> Value {
+    match outcome {
         RevocationOutcome::None => json!({ "outcome": "none" }),
         RevocationOutcome::Revoked => json!({ "outcome": "revoked" }),
         RevocationOutcome::NoEndpoint => {
@@ -256,13 +265,11 @@ pub fn revoked(revoked: &Revoked) -> Value {
             let reason = format!("the {other} uses the same grant at the server");
             json!({ "outcome": "not_revoked", "reason": reason })
         }
+        RevocationOutcome::NotRequested => {
+            json!({ "outcome": "not_revoked", "reason": "only forgotten, as requested" })
+        }
         RevocationOutcome::Failed(why) => json!({ "outcome": "failed", "reason": why }),
-    };
-    json!({
-        "forgotten": true,
-        "refresh_token": outcome(&revoked.refresh_token),
-        "access_token": outcome(&revoked.access_token),
-    })
+    }
 }
 
 pub fn last_attempt(state: &SlotState) -> Value {

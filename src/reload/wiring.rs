@@ -166,9 +166,8 @@ impl Parts {
         let settings = NetworkSettings { hosts: &model.hosts, policy, egress_proxy };
         let dialer = Dialer::new(settings, &self.tasks, previous.map(|previous| &previous.dialer));
         let authority = authority(model, previous)?;
-        let tracer = self.tracer(model, &trust)?;
-        let mut clients = HttpClients::new(trust.clone(), dialer.clone());
-        clients.tracer = tracer.clone();
+        let mut clients = HttpClients::new(trust.clone(), dialer);
+        clients.tracer = self.tracer(model, &trust)?;
         // All fallible steps first: a failure must leave the cache unchanged.
         let secure = |(name, tls): (&Name, _)| {
             let failed = |source| WiringError::Listener { listener: name.clone(), source };
@@ -192,8 +191,9 @@ impl Parts {
         // A listener removed from the configuration stays open until the restart.
         let mut listener_tls = previous.map(|previous| previous.listener_tls.clone()).unwrap_or_default();
         listener_tls.extend(secured);
-        let parts = (&self.metrics, tracer, links, sign_in);
-        let snapshot = Snapshot::build(loaded, &trust, profiles, dialer, parts, (listener_tls, authority), of);
+        let parts = (&self.metrics, links, sign_in);
+        let clients = Arc::new(clients);
+        let snapshot = Snapshot::build(model, &trust, profiles, clients, parts, (listener_tls, authority), of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 
