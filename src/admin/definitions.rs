@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 
 use super::body::{JSON, MERGE_PATCH, YAML, text};
 use super::problem::{Problem, bad_request, store_unavailable};
+use super::revoke::all::{forget_all, revoke_all};
 use super::users::AuthenticatedUser;
 use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, Precondition, view};
 use crate::config;
@@ -101,6 +102,44 @@ fn switches_active(patch: &Map<String, Value>) -> bool {
     patch.len() == 1 && patch.get("active").is_some_and(Value::is_boolean)
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemovalQuery {
+    /// False: the tokens are forgotten, and not revoked at the server.
+    #[serde(default = "revokes")]
+    revoke: bool,
+}
+
+fn revokes() -> bool {
+    true
+}
+
+/// Revokes the tokens, removes the definition, then forgets what was acquired meanwhile.
+pub async fn remove(
+    State(admin): State<Admin>,
+    Path(name): Path<String>,
+    query: Result<Query<RemovalQuery>, QueryRejection>,
+    Extension(user): Extension<AuthenticatedUser>,
+    headers: HeaderMap,
+) -> Result<Json<Value>, Problem> {
+    let (name, Query(query)) = (parse_name(&name)?, query.map_err(invalid_query)?);
+    let precondition = precondition(&headers)?;
+    let removal = || Change::Remove { name: name.clone(), precondition: precondition.clone() };
+    send(&admin, &user, removal(), true).await?;
+    let snapshot = admin.snapshot.load_full();
+    let bound = snapshot.connections.iter().find(|bound| bound.connection.name == name);
+    // The tokens of a definition that a file has shadowed are the file's.
+    let is_shadowed = bound.is_some_and(|bound| bound.connection.written.revision().is_none());
+    let revoked = match bound.filter(|_| query.revoke && !is_shadowed) {
+        Some(bound) => Some(revoke_all(&admin, bound, &user).await?),
+        None => None,
+    };
+    send(&admin, &user, removal(), false).await?;
+    let forgotten = if is_shadowed { None } else { Some(forget_all(&admin, &name, &user).await?) };
+    let tokens = revoked.or(forgotten).unwrap_or_default();
+    Ok(Json(json!({ "removed": name.as_str(), "tokens": tokens.json() })))
+}
+
 pub async fn apply(
     State(admin): State<Admin>,
     query: Result<Query<ApplyQuery>, QueryRejection>,
@@ -172,8 +211,8 @@ fn respond(admin: &Admin, name: &Name, changed: &Changed, dry_run: bool) -> Resp
 
 fn summary(changed: &Changed) -> Value {
     let Changed { created, changed, unchanged, removed, fields, .. } = changed;
-    let [created, changed, unchanged, removed] = [created, changed, unchanged, removed]
-        .map(|names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>());
+    let [created, changed, unchanged, removed] =
+        [created, changed, unchanged, removed].map(|names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>());
     json!({
         "created": created, "changed": changed, "unchanged": unchanged, "removed": removed, "fields": fields,
     })

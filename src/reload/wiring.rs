@@ -193,7 +193,7 @@ impl Parts {
         listener_tls.extend(secured);
         let parts = (&self.metrics, links, sign_in);
         let clients = Arc::new(clients);
-        let snapshot = Snapshot::build(model, &trust, profiles, clients, parts, (listener_tls, authority), of);
+        let snapshot = Snapshot::build(loaded, &trust, profiles, clients, parts, (listener_tls, authority), of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 

@@ -34,7 +34,7 @@ struct Stage {
 fn config(server: &Scripted, upstream: &Scripted, top: &str) -> String {
     let users = [("v", "viewer", VIEWER), ("o", "operator", OPERATOR), ("m", "manager", MANAGER)];
     let users = users.map(|(name, role, token)| format!("{{name: {name}, role: {role}, token: {token}}}"));
-    let top = top.replace("admin:", &format!("admin: {{users: [{}]}}", users.join(", ")));
+    let top = top.replace("USERS", &format!("users: [{}]", users.join(", ")));
     let config = Config::new().top(top).host("as.test", server.address).host("other.test", server.address);
     let config = config.hosts(["api.test", "two.test", "file.test"], upstream.address);
     let file = "- {name: file, client_id: a, client_secret: b, token_url: \"http://as.test/token\", allow_cleartext: true, \
@@ -44,10 +44,10 @@ fn config(server: &Scripted, upstream: &Scripted, top: &str) -> String {
 
 impl Stage {
     async fn start() -> Stage {
-        Stage::with("admin:\n").await
+        Stage::with("admin: {USERS}\n").await
     }
 
-    /// `top`: further top-level keys; the line `admin:` gets the users.
+    /// `top`: the top-level keys; `USERS` is replaced by the users.
     async fn with(top: &str) -> Stage {
         let server = Scripted::start(|request, before| match request.request_line() {
             line if line.contains("/revoke") => Reply::text(200, "text/plain", ""),
@@ -143,7 +143,8 @@ async fn a_definition_survives_a_restart_and_needs_no_new_token() {
     let stage = Stage::start().await;
     assert_eq!(stage.put(&definition("own", "api.test")).await.status, 201);
     assert_eq!(stage.fetch("http://api.test/x").await.status, 200);
-    let (requests, etag) = (stage.server.count(), stage.get("/connections/own").await.header("etag").map(str::to_owned));
+    let (requests, etag) =
+        (stage.server.count(), stage.get("/connections/own").await.header("etag").map(str::to_owned));
     let Stage { sidecar, server, upstream } = stage;
     let (dir, addresses, _) = sidecar.crash().await;
     let sidecar = Sidecar::start_over(dir, addresses, &[]).await;
@@ -163,7 +164,9 @@ async fn an_operator_switches_active_and_nothing_else() {
         call_as(token, admin, ("PATCH", "/connections/own"), &lines, &patch.to_string()).await
     };
     let etag = made.header("etag").expect("an ETag");
-    for refused in [json!({"comments": "x"}), json!({"active": true, "comments": "x"}), json!({"active": null}), json!({})] {
+    for refused in
+        [json!({"comments": "x"}), json!({"active": true, "comments": "x"}), json!({"active": null}), json!({})]
+    {
         assert_eq!(patch(OPERATOR, refused.clone(), etag).await.status, 403, "{refused}");
     }
     assert_eq!(patch(VIEWER, json!({"active": false}), etag).await.status, 403);
@@ -173,7 +176,8 @@ async fn an_operator_switches_active_and_nothing_else() {
     let on = patch(OPERATOR, json!({"active": true}), off.header("etag").expect("an ETag")).await;
     assert_eq!(on.status, 200);
     assert_eq!(stage.fetch("http://api.test/x").await.status, 200);
-    for (method, path) in [("PUT", "/connections/two"), ("DELETE", "/connections/own"), ("POST", "/connections:apply")] {
+    for (method, path) in [("PUT", "/connections/two"), ("DELETE", "/connections/own"), ("POST", "/connections:apply")]
+    {
         let response = call_as(OPERATOR, stage.sidecar.admin(), (method, path), JSON, "{}").await;
         assert_eq!(response.status, 403, "{method}");
     }

@@ -7,7 +7,6 @@ mod rig {
     pub mod browser;
     pub mod command;
     pub mod config;
-mod definitions;
     pub mod crm;
     pub mod fleet;
     pub mod frames;

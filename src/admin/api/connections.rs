@@ -2,7 +2,7 @@
 //!
 //! Not here: their tokens (`tokens`), authorizations of people (`people`).
 
-use axum::routing::{get, patch, post, put};
+use axum::routing::{delete, get, patch, post, put};
 
 use super::common::UNKNOWN;
 use crate::admin::openapi::Operation;
@@ -74,6 +74,22 @@ pub const OPERATIONS: &[Operation] = &[
         ],
         members: &[],
         handler: || patch(definitions::patch),
+    },
+    Operation {
+        method: "delete",
+        path: "/connections/{name}",
+        role: Role::Manager,
+        summary: "Revokes the tokens of a connection, then removes its definition; `?revoke=false` only forgets the tokens",
+        responses: &[
+            (200, "{removed, tokens: {revoked, not_revoked, failed, tokens, complete}}"),
+            UNKNOWN,
+            READ_ONLY,
+            (412, "the connection has changed since it was read"),
+            (428, "send `If-Match`"),
+            UNAVAILABLE,
+        ],
+        members: &[],
+        handler: || delete(definitions::remove),
     },
     Operation {
         method: "post",

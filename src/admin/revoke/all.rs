@@ -75,7 +75,6 @@ struct Listed {
 ///
 /// # Errors
 /// The store is unavailable; nothing was revoked.
-#[cfg_attr(not(test), expect(dead_code, reason = "the deletion of a connection calls it"))]
 pub async fn revoke_all(
     admin: &Admin,
     bound: &BoundConnection,
@@ -90,7 +89,6 @@ pub async fn revoke_all(
 ///
 /// # Errors
 /// The store is unavailable; nothing was forgotten.
-#[cfg_attr(not(test), expect(dead_code, reason = "the deletion of a connection calls it"))]
 pub async fn forget_all(admin: &Admin, name: &Name, user: &AuthenticatedUser) -> Result<RevokedAll, Problem> {
     Run::new(admin, name, None).finish(user).await
 }
@@ -118,7 +116,6 @@ impl RevokedAll {
     }
 
     /// In JSON, with the failed tokens first.
-    #[cfg_attr(not(test), expect(dead_code, reason = "the deletion of a connection calls it"))]
     pub fn json(&self) -> Value {
         let listed = [&self.failed, &self.not_revoked, &self.revoked].into_iter().flat_map(|group| &group.listed);
         let token = |Listed { key, is_forgotten, revoked }: &Listed| {

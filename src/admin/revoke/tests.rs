@@ -73,13 +73,14 @@ fn admin_of(connections: &[String]) -> Admin {
     let top =
         "store: {memory: {}}\nadmin: {users: [{name: ops, role: manager, token: a-token-of-this-test-0123456789}]}\n";
     let loaded = config::load_text(&format!("{top}connections:\n{connections}"), Path::new("/none/keybearer.yaml"));
-    let model = loaded.unwrap_or_else(|problems| panic!("{problems}")).model;
+    let loaded = loaded.unwrap_or_else(|problems| panic!("{problems}"));
+    let model = &loaded.model;
     let (clock, tasks, metrics) = (Clock::system(), Tasks::default(), Metrics::new().unwrap());
     let (events, audit, health) = (Events::default(), Audit::default(), Arc::<Health>::default());
     let store = Arc::new(MemoryStore::default());
     let cache = TokenCache::new(store, clock.clone(), tasks.clone(), metrics.clone(), events.clone(), audit.clone());
-    let (cache, access) = (Arc::new(cache), Arc::new(Access::new(&model)));
-    let seal = Arc::new(store::sealer(&model).unwrap());
+    let (cache, access) = (Arc::new(cache), Arc::new(Access::new(model)));
+    let seal = Arc::new(store::sealer(model).unwrap());
     let parts = Parts {
         clock: clock.clone(),
         tasks: tasks.clone(),
@@ -92,7 +93,7 @@ fn admin_of(connections: &[String]) -> Admin {
         seal: seal.clone(),
         listeners: Vec::new(),
     };
-    let (wiring, _) = Wiring::start(parts, &model).unwrap();
+    let (wiring, _) = Wiring::start(parts, &loaded).unwrap();
     Admin {
         health,
         metrics,

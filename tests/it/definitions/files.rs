@@ -23,8 +23,8 @@ async fn what_a_file_defines_is_read_only() {
 
 #[tokio::test]
 async fn without_editing_or_a_durable_store_nothing_is_kept() {
-    for (top, code) in [("admin:, editing: false}\n", "read_only"), ("admin:\nstore: memory\n", "definitions_not_kept")] {
-        let top = if code == "read_only" { "admin: EDITING\n" } else { top };
+    const READ_ONLY: &str = "admin: {USERS, editing: false}\n";
+    for (top, code) in [(READ_ONLY, "read_only"), ("admin: {USERS}\nstore: memory\n", "definitions_not_kept")] {
         let stage = Stage::with(top).await;
         for path in ["/connections/own", "/connections/own?dry_run=true"] {
             let response = stage.call("PUT", path, "", &definition("own", "api.test")).await;
@@ -49,12 +49,20 @@ async fn a_definition_that_a_file_collides_with_is_set_aside_and_comes_back() {
     );
     fs::write(&path, colliding).expect("the configuration");
     stage.sidecar.wait_for_log("definition in the store set aside").await;
-    stage.sidecar.wait_for_metric("keybearer_tokens{connection=\"two\",profile=\"default\",state=\"misconfigured\"}", |value| value == 1.0).await;
+    stage
+        .sidecar
+        .wait_for_metric("keybearer_tokens{connection=\"two\",profile=\"default\",state=\"misconfigured\"}", |value| {
+            value == 1.0
+        })
+        .await;
     // The route is the file's; the connection of the same name is shown with what it hides.
     let listed = stage.get("/connections?state=misconfigured").await.json();
     assert_eq!(listed["items"].as_array().map(Vec::len), Some(1), "{listed}");
     let aside = stage.get("/connections/two").await;
-    assert_eq!((&aside.json()["state"], &aside.json()["client_secret"]), (&json!("misconfigured"), &json!({"set": true})));
+    assert_eq!(
+        (&aside.json()["state"], &aside.json()["client_secret"]),
+        (&json!("misconfigured"), &json!({"set": true}))
+    );
     let problem = aside.json()["problems"][0].clone();
     assert_eq!(problem["path"], json!("routes[0]"), "{problem}");
     let shadowed = stage.get("/connections/own").await;
