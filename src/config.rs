@@ -3,9 +3,9 @@
 //! The pipeline: `load` reads the main file and the files that it includes. `reading` parses each into a tree with line
 //! numbers and looks up the keys of each map in its serde twin, a struct whose fields are the keys. `settings` checks
 //! the top-level keys; `connection` checks each connection, then conflicts between connections. `stored` does the same
-//! for definitions that were made over the API; where they collide, the files win. Outside the pipeline, `schema`
-//! describes the twins for editors, and `partial` reads a few keys for commands. Not here: watching files, swapping the
-//! current configuration (`reload`).
+//! for definitions that were made over the API; where they collide, the files win. Outside the pipeline, `edit` turns the
+//! body of a request into such a definition, `schema` describes the twins for editors, and `partial` reads a few keys for
+//! commands. Not here: watching files, swapping the current configuration (`reload`).
 //!
 //! A new top-level key changes four files: `top` (the key with its description, examples and bounds), a file in this
 //! folder (the keys below it, and its reader), `settings` (one line that calls the reader), and `model` (its meaning).
@@ -19,6 +19,7 @@ mod admin;
 mod bounds;
 mod caller;
 mod connection;
+mod edit;
 mod egress;
 mod forward_proxy;
 mod interception;
@@ -38,6 +39,7 @@ mod top;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use edit::{Edited, Editor};
 pub use load::included_files;
 pub use partial::{
     InstanceLocation, ListenerLocation, caller_secret, has_desktop, locate_instance, presented_token, read_token,
