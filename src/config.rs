@@ -3,9 +3,9 @@
 //! The pipeline: `load` reads the main file and the files that it includes. `reading` parses each into a tree with line
 //! numbers and looks up the keys of each map in its serde twin, a struct whose fields are the keys. `settings` checks
 //! the top-level keys; `connection` checks each connection, then conflicts between connections. `stored` does the same
-//! for definitions that were made over the API; where they collide, the files win. Outside the pipeline, `schema`
-//! describes the twins for editors, and `partial` reads a few keys for commands. Not here: watching files, swapping the
-//! current configuration (`reload`).
+//! for definitions that were made over the API; where they collide, the files win. Outside the pipeline, `edit` turns the
+//! body of a request into such a definition, `schema` describes the twins for editors, and `partial` reads a few keys for
+//! commands. Not here: watching files, swapping the current configuration (`reload`).
 //!
 //! A new top-level key changes four files: `top` (the key with its description, examples and bounds), a file in this
 //! folder (the keys below it, and its reader), `settings` (one line that calls the reader), and `model` (its meaning).

@@ -1,13 +1,17 @@
 //! A YAML tree with the line and column of each key and value, built in one pass over the parser's events.
 //!
 //! Invariants: size, depth and number of nodes are bounded, with aliases counted as if expanded; nothing recurses; a
-//! scalar keeps its text as written. Duplicate keys and tags are flaws; a second document is an error.
+//! scalar keeps its text as written, and is wiped on drop. Duplicate keys and tags are flaws; a second document is an
+//! error. Valid JSON is parsed as such (`json`).
 //! Not here: the meaning of keys (`node`), references (`reference`).
+
+mod json;
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use zeroize::Zeroize as _;
 
 /// Maximum size of a file.
 pub const BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -74,7 +78,11 @@ impl Document {
         if text.len() > BYTES_MAX {
             return Err(too_big());
         }
-        for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if let Some(parsed) = json::parse(text) {
+            return parsed;
+        }
+        for event in Parser::new_from_str(text) {
             let (event, span) = event.map_err(|error| {
                 let mark = error.marker();
                 builder.flaw(
@@ -99,6 +107,17 @@ impl Document {
 
     pub fn entry(&self, number: usize) -> &Entry {
         &self.entries[number]
+    }
+}
+
+/// Wipes the texts, which may be secrets.
+impl Drop for Document {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            if let Kind::Scalar { text, .. } = &mut node.kind {
+                text.zeroize();
+            }
+        }
     }
 }
 
@@ -155,6 +174,12 @@ enum Content {
     Map { entries: Vec<Entry>, lines: HashMap<String, usize>, key: Option<(String, Mark)> },
 }
 
+impl Content {
+    fn map() -> Content {
+        Content::Map { entries: Vec::new(), lines: HashMap::new(), key: None }
+    }
+}
+
 impl Builder {
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Flaw> {
         let mark = (span.start.line(), span.start.col() + 1);
@@ -177,8 +202,7 @@ impl Builder {
             }
             Event::MappingStart(anchor, tag) => {
                 self.tag(mark, tag.is_some());
-                let content = Content::Map { entries: Vec::new(), lines: HashMap::new(), key: None };
-                return self.start(Open { mark, anchor, content });
+                return self.start(Open { mark, anchor, content: Content::map() });
             }
             Event::SequenceEnd | Event::MappingEnd => return self.end(mark),
             Event::Alias(anchor) => return self.alias(mark, anchor),

@@ -68,7 +68,7 @@ impl<'a> NodeRef<'a> {
         }
     }
 
-    pub(super) fn to_problem(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
+    pub fn to_problem(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
         let NodeRef { line, column, ref path, .. } = *self;
         let file = self.source.path.clone();
         let (message, hint) = (message.into(), hint.into());
@@ -114,6 +114,35 @@ impl<'a> NodeRef<'a> {
         let Kind::Map(range) = self.kind() else { return None };
         let entry = range.clone().find(|entry| self.source.document.entry(*entry).key == key)?;
         self.pair(entry).2
+    }
+
+    /// The value at `path` with its key, or the innermost value that contains it. The key is the value itself in a list,
+    /// or if it is the whole text.
+    pub fn closest(&self, path: &str) -> (NodeRef<'a>, NodeRef<'a>) {
+        let contains = |(_, child): &(NodeRef<'a>, NodeRef<'a>)| {
+            let rest = path.strip_prefix(&child.path);
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let mut found = (self.clone(), self.clone());
+        while let Some(next) = found.1.children().into_iter().find(contains) {
+            found = next;
+        }
+        found
+    }
+
+    /// The items of a list or the values of a map, each with its key.
+    fn children(&self) -> Vec<(NodeRef<'a>, NodeRef<'a>)> {
+        match self.kind() {
+            Kind::Scalar { .. } => Vec::new(),
+            Kind::List(numbers) => {
+                let item = |(index, number): (usize, &usize)| self.child(*number, format!("{}[{index}]", self.path));
+                numbers.iter().enumerate().map(item).map(|item| (item.clone(), item)).collect()
+            }
+            Kind::Map(range) => {
+                let child = |(_, key, value): (&str, NodeRef<'a>, Option<_>)| (key.clone(), value.unwrap_or(key));
+                range.clone().map(|entry| child(self.pair(entry))).collect()
+            }
+        }
     }
 
     fn pair(&self, entry: usize) -> (&'a str, NodeRef<'a>, Option<NodeRef<'a>>) {

@@ -21,6 +21,13 @@ type ScalarText = fn(Scalar, &str, bool) -> String;
 /// The shapes of all values below one definition of the schema.
 pub struct Shapes(Vec<Shape>);
 
+/// The shape of one value.
+#[derive(Clone, Copy)]
+pub struct ShapeRef<'s> {
+    shapes: &'s Shapes,
+    index: usize,
+}
+
 #[derive(Default)]
 struct Shape {
     scalar: Scalar,
@@ -79,6 +86,11 @@ impl Shapes {
         index
     }
 
+    /// The shape of the definition itself.
+    pub fn root(&self) -> ShapeRef<'_> {
+        ShapeRef { shapes: self, index: 0 }
+    }
+
     /// The JSON of a value with its secrets in it.
     pub fn unmasked(&self, node: &NodeRef<'_>) -> Zeroizing<String> {
         self.text(node, Scalar::unmasked)
@@ -94,36 +106,57 @@ impl Shapes {
 
     fn text(&self, node: &NodeRef<'_>, scalar: ScalarText) -> Zeroizing<String> {
         let (document, mut json) = (&node.source.document, Zeroizing::default());
-        self.write((document, scalar), document.node(node.number), Some(0), &mut json);
+        write((document, scalar), document.node(node.number), Some(self.root()), &mut json);
         json
     }
+}
 
-    fn write(&self, (document, scalar): (&Document, ScalarText), node: &Node, shape: Option<usize>, json: &mut String) {
-        let shape = shape.map(|index| &self.0[index]);
-        match &node.kind {
-            _ if node.is_null() => *json += "null",
-            Kind::Scalar { text, plain, .. } => {
-                *json += &scalar(shape.map_or(Scalar::Unknown, |shape| shape.scalar), text, *plain);
+impl<'s> ShapeRef<'s> {
+    fn shape(self) -> &'s Shape {
+        &self.shapes.0[self.index]
+    }
+
+    /// The shape of the value of a key.
+    pub fn key(self, key: &str) -> Option<ShapeRef<'s>> {
+        let index = self.shape().keys.get(key).copied().or(self.shape().values)?;
+        Some(ShapeRef { index, ..self })
+    }
+
+    /// The shape of the items of a list.
+    pub fn item(self) -> Option<ShapeRef<'s>> {
+        Some(ShapeRef { index: self.shape().items?, ..self })
+    }
+
+    /// True for a value that may be a secret in a single text.
+    pub fn holds_secret(self) -> bool {
+        matches!(self.shape().scalar, Scalar::Secret | Scalar::Endpoint)
+    }
+}
+
+fn write((document, scalar): (&Document, ScalarText), node: &Node, shape: Option<ShapeRef<'_>>, json: &mut String) {
+    match &node.kind {
+        _ if node.is_null() => *json += "null",
+        Kind::Scalar { text, plain, .. } => {
+            *json += &scalar(shape.map_or(Scalar::Unknown, |shape| shape.shape().scalar), text, *plain);
+        }
+        Kind::List(items) => {
+            json.push('[');
+            for (index, item) in items.iter().enumerate() {
+                *json += if index == 0 { "" } else { "," };
+                write((document, scalar), document.node(*item), shape.and_then(ShapeRef::item), json);
             }
-            Kind::List(items) => {
-                json.push('[');
-                for (index, item) in items.iter().enumerate() {
-                    *json += if index == 0 { "" } else { "," };
-                    self.write((document, scalar), document.node(*item), shape.and_then(|shape| shape.items), json);
-                }
-                json.push(']');
+            json.push(']');
+        }
+        Kind::Map(range) => {
+            json.push('{');
+            for (index, entry) in range.clone().map(|entry| document.entry(entry)).enumerate() {
+                *json += if index == 0 { "" } else { "," };
+                *json += &Value::from(entry.key.as_str()).to_string();
+                json.push(':');
+                let below = shape.and_then(|shape| shape.key(&entry.key));
+                write((document, scalar), document.node(entry.value), below, json);
             }
-            Kind::Map(range) => {
-                json.push('{');
-                for (index, entry) in range.clone().map(|entry| document.entry(entry)).enumerate() {
-                    *json += if index == 0 { "" } else { "," };
-                    *json += &Value::from(entry.key.as_str()).to_string();
-                    json.push(':');
-                    let below = shape.and_then(|shape| shape.keys.get(&entry.key).copied().or(shape.values));
-                    self.write((document, scalar), document.node(entry.value), below, json);
-                }
-                json.push('}');
-            }
+            json.push('}');
         }
     }
 }
