@@ -10,9 +10,11 @@ mod activity;
 mod api;
 mod auth;
 mod body;
+mod change;
 mod connections;
 mod consent;
 mod cookie;
+mod definitions;
 mod events;
 mod host;
 mod listen;
@@ -42,43 +44,26 @@ use axum::routing::get;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::clock::Clock;
-use crate::config::Problem;
+use crate::model::token::default_profile;
 use crate::snapshot::Snapshot;
 use crate::store::Keyring;
 use crate::tasks::Tasks;
 use crate::telemetry::activity::Activity;
-use crate::telemetry::audit::{Audit, Person};
+use crate::telemetry::audit::Audit;
 use crate::telemetry::events::Events;
 use crate::telemetry::health::Health;
 use crate::telemetry::metrics::Metrics;
 use crate::token::TokenCache;
 
+pub use change::{
+    Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, Precondition, ReloadOutcome, ReloadRequest,
+};
 pub use consent::device::DeviceNotifier;
 pub use events::EVENT_STREAMS_MAX;
 pub use listen::{BoundListener, ConnAddrs, TlsInForce, serve};
 pub use preflight::PREFLIGHTS_MAX;
 pub use sign_in_limiter::SignInLimiter;
 pub use users::Access;
-
-/// Outcome of a requested reload.
-#[derive(Debug)]
-pub enum ReloadOutcome {
-    /// Applied; changes to the named keys need a restart.
-    Applied {
-        restart_required: Vec<&'static str>,
-    },
-    /// The files match the current configuration.
-    Unchanged,
-    Refused(Vec<Problem>),
-    Failed(String),
-}
-
-/// A reload requested by a user.
-#[derive(Debug)]
-pub struct ReloadRequest {
-    pub by: Person,
-    pub reply: oneshot::Sender<ReloadOutcome>,
-}
 
 /// State that the handlers of these listeners share.
 #[derive(Clone)]
@@ -103,7 +88,7 @@ pub struct Admin {
     /// Permits for `POST preflight`.
     pub preflights: Arc<Semaphore>,
     /// `None`: there is no file to reload.
-    pub reload: Option<mpsc::Sender<ReloadRequest>>,
+    pub reload: Option<mpsc::Sender<ConfigurationRequest>>,
 }
 
 impl Admin {
@@ -121,7 +106,7 @@ impl Admin {
         if let Some(reload) = &self.reload {
             let (reply, _) = oneshot::channel();
             // A full queue means that the configuration is about to be read anyway.
-            let _ = reload.try_send(ReloadRequest { by: user.person(), reply });
+            let _ = reload.try_send(ConfigurationRequest::Reload(ReloadRequest { by: user.person(), reply }));
         }
     }
 
@@ -165,6 +150,13 @@ async fn metrics(State(admin): State<Admin>) -> Response {
     for slot in admin.cache.list() {
         let labels = [slot.key.connection.as_str(), slot.key.profile.as_str(), slot.state().name(now)];
         admin.metrics.tokens.with_label_values(&labels).inc();
+    }
+    for aside in &admin.snapshot.load().set_aside {
+        admin
+            .metrics
+            .tokens
+            .with_label_values(&[aside.name.as_str(), default_profile().as_str(), "misconfigured"])
+            .inc();
     }
     match admin.metrics.render() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),

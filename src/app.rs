@@ -16,13 +16,13 @@ use tokio::time::Instant;
 
 use crate::admin::{self, Access, Admin, DeviceNotifier, TlsInForce};
 use crate::clock::Clock;
-use crate::config::Loaded;
+use crate::config::{self, Loaded};
 use crate::model::{ListenAt, Listener, Name};
 use crate::proxy::worker::ProxyState;
 use crate::proxy::{self, BoundListener, Descriptors, Via};
-use crate::reload::{Parts, Reloader, Wiring, WiringError};
+use crate::reload::{self, Parts, Reloader, Wiring, WiringError};
 use crate::snapshot::Snapshot;
-use crate::store::{self, OpenError, StoreOpener};
+use crate::store::{self, Definitions, OpenError, Store, StoreError, StoreOpener};
 use crate::tasks::{Phase, Tasks};
 use crate::telemetry::Logging;
 use crate::telemetry::audit::Audit;
@@ -142,14 +142,14 @@ impl App {
 
     /// Runs on the current (control) runtime until `shutdown` completes, then drains and stops.
     pub async fn serve(self, shutdown: impl Future<Output = ()>) -> Result<(), AppError> {
-        let started = self.start()?;
+        let started = self.start().await?;
         shutdown.await;
         started.drain().await;
         Ok(())
     }
 
-    fn start(self) -> Result<Running, AppError> {
-        let (loaded, tasks) = (self.loaded, self.tasks);
+    async fn start(self) -> Result<Running, AppError> {
+        let (mut loaded, tasks) = (self.loaded, self.tasks);
         system::disable_core_files();
         let files = system::raise_open_file_limit(loaded.model.limits.downstream_connections);
         let (clock, metrics, health) = (Clock::system(), Metrics::new()?, Arc::new(Health::default()));
@@ -159,6 +159,19 @@ impl App {
         let (events, audit) = (Events::default(), Audit::default());
         let store = store::open(&loaded.model, &self.opener, &metrics)?;
         let seal = Arc::new(store::sealer(&loaded.model)?);
+        let mut definitions = Definitions::default();
+        if let Some(source) = &self.source {
+            match read_definitions(&mut definitions, &*store, source, &self.opener, &tasks).await {
+                Ok(with_definitions) => {
+                    loaded = with_definitions.unwrap_or(loaded);
+                    health.set_definitions_read();
+                }
+                // The reloader reads them as soon as the store is reachable.
+                Err(error) => tracing::warn!(%error, "definitions in the store not read; not ready until they are"),
+            }
+        } else {
+            health.set_definitions_read();
+        }
         // Logged after the store has opened: without it, no request is served.
         for (name, at) in &self.opened {
             tracing::info!(listener = %name, address = %at, "listening");
@@ -178,7 +191,7 @@ impl App {
             seal: seal.clone(),
             listeners: self.listeners,
         };
-        let (wiring, slots) = Wiring::start(parts, &loaded.model)?;
+        let (wiring, slots) = Wiring::start(parts, &loaded)?;
         wiring.in_force(&loaded.fingerprint, false);
         let (reload, reloads) = mpsc::channel(RELOADS_WAITING_MAX);
         let admin = Admin {
@@ -234,11 +247,32 @@ impl App {
         let threads = proxy::start(shared.clone(), loaded.model.workers, self.proxy)?;
         // Before readiness is reported, so that an early SIGHUP is handled.
         if let Some(Source { path, logging }) = self.source {
-            tasks.spawn("reload", Reloader::new((path, self.opener), &loaded, wiring, logging, reloads)?.run());
+            tasks.spawn(
+                "reload",
+                Reloader::new((path, self.opener), (&loaded, definitions), wiring, logging, reloads)?.run(),
+            );
         }
         tasks.spawn("readiness", settle(slots, loaded.model.readiness_wait, cache.clone(), health.clone()));
         Ok(Running { tasks, health, cache, threads, shared })
     }
+}
+
+/// Reads the definitions in the store, and loads the configuration again if there are any.
+async fn read_definitions(
+    definitions: &mut Definitions,
+    store: &dyn Store,
+    source: &Source,
+    opener: &Arc<StoreOpener>,
+    tasks: &Tasks,
+) -> Result<Option<Loaded>, StoreError> {
+    definitions.update(store).await?;
+    if definitions.catalog.entries.is_empty() {
+        return Ok(None);
+    }
+    let (path, vault, stored) = (source.path.clone(), opener.clone(), reload::stored_definitions(definitions));
+    let loaded = tasks.blocking(move || config::load(&path, vault, &stored)).await;
+    // If the files have changed and are no longer valid, the reloader reports it.
+    Ok(loaded.and_then(Result::ok))
 }
 
 /// Reports readiness once the slots have made their first attempt, or `wait` is over, and the store is reachable.

@@ -3,9 +3,10 @@
 //! The pipeline: `load` reads the main file and the files that it includes. `reading` parses each into a tree with line
 //! numbers and looks up the keys of each map in its serde twin, a struct whose fields are the keys. `settings` checks
 //! the top-level keys; `connection` checks each connection, then conflicts between connections. `stored` does the same
-//! for definitions that were made over the API; where they collide, the files win. Outside the pipeline, `schema`
-//! describes the twins for editors, `partial` reads a few keys for commands, and `fill` reads definitions that a command
-//! sends to an instance. Not here: watching files, swapping the current configuration (`reload`).
+//! for definitions that were made over the API; where they collide, the files win. Outside the pipeline, `edit` turns the
+//! body of a request into such a definition, `fill` turns files into such a body, `schema` describes the twins for
+//! editors, and `partial` reads a few keys for commands. Not here: watching files, swapping the current configuration
+//! (`reload`).
 //!
 //! A new top-level key changes four files: `top` (the key with its description, examples and bounds), a file in this
 //! folder (the keys below it, and its reader), `settings` (one line that calls the reader), and `model` (its meaning).
@@ -19,6 +20,7 @@ mod admin;
 mod bounds;
 mod caller;
 mod connection;
+mod edit;
 mod egress;
 mod fill;
 mod forward_proxy;
@@ -39,6 +41,7 @@ mod top;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+pub use edit::{Edited, Editor};
 pub use fill::FilledDefinitions;
 pub use load::included_files;
 pub use partial::{
@@ -108,6 +111,7 @@ fn assemble(source: &Source, stored: &[StoredDefinition], mut sink: Sink) -> Res
     };
     let included = load::included(&top, &mut sink);
     let Settings { mut model, listeners_are_valid, callers } = settings::settings(&top, &mut sink);
+    let stored = if model.admin.editing { stored } else { &[] };
     let context = connection::Context { callers, shapes: Shapes::new(&schema(), "connection") };
     let sections: Vec<_> = included.iter().filter_map(|source| load::included_section(source, &mut sink)).collect();
     let published = published::published(top.get(top.keys.secrets), top.get(top.keys.mutual_tls_profiles), &mut sink);
@@ -139,12 +143,16 @@ fn assemble(source: &Source, stored: &[StoredDefinition], mut sink: Sink) -> Res
         let hint = "add one under `connections`";
         top.at("connections").warning(&mut sink, "no connections are configured", hint);
     }
+    // The order of `stored` decides which of two definitions is in force, and nothing else.
+    settled.drafts.sort_unstable_by_key(|draft| draft.connection.as_ref().map(|connection| connection.name.clone()));
     let in_force = drafts.into_iter().chain(settled.drafts);
     let connections: Option<Vec<_>> = in_force.map(|draft| draft.connection.map(Arc::new)).collect();
     let Some(connections) = connections.filter(|_| listeners_are_valid) else {
         return Err(failed(path, sink));
     };
-    for StoredDefinition { name, text, .. } in stored {
+    let mut by_name: Vec<_> = stored.iter().collect();
+    by_name.sort_unstable_by_key(|definition| &definition.name);
+    for StoredDefinition { name, text, .. } in by_name {
         match text {
             Ok(text) => sink.content(text.digest().as_bytes()),
             Err(_) => sink.content(name.as_str().as_bytes()),

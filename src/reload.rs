@@ -1,11 +1,15 @@
 //! Reload: applies a changed configuration completely or not at all.
 //!
-//! Load → ensure slots → swap the snapshot → forget old slots. Triggered by SIGHUP, by changed files and by the API.
-//! Not here: validation (`config`). Invariants: one reload runs at a time, and the last one wins; a refused
+//! Load → ensure slots → swap the snapshot → forget old slots. Triggered by SIGHUP, by changed files, by definitions that
+//! another replica has changed, and by the API.
+//! Not here: validation (`config`), changes of definitions (`definitions`), log, events and audit (`report`). Invariants:
+//! a store that cannot be read changes nothing; one reload runs at a time, and the last one wins; a refused
 //! configuration changes nothing and is reported in log and metrics; `restart_required` names changed settings that are
 //! fixed at startup, the rest is applied.
 //! Metrics: `keybearer_config_*`.
 
+mod definitions;
+mod report;
 mod watch;
 mod wiring;
 
@@ -14,15 +18,17 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
 
-use crate::admin::{ReloadOutcome, ReloadRequest};
-use crate::config::{self, Loaded, Problems};
+use crate::admin::{ConfigurationRequest, ReloadOutcome, ReloadRequest};
+use crate::config::{self, Editor, Loaded, Problems};
 use crate::model::secret::Vault;
 use crate::model::{Listeners, StoreSettings};
-use crate::telemetry::audit::{Change, Person, Prepared};
-use crate::telemetry::events::Event;
+use crate::store::{Definitions, Notification};
+use crate::telemetry::audit::{Person, Prepared};
 use crate::telemetry::{Logging, system};
+pub use definitions::stored as stored_definitions;
 use watch::Watch;
 use wiring::Differences;
 pub use wiring::{Parts, Wiring, WiringError};
@@ -78,6 +84,8 @@ enum Outcome {
 enum Cause {
     Signal,
     File,
+    /// Another replica has changed the definitions, or the store is reachable again.
+    Store,
     Person(ReloadRequest),
 }
 
@@ -87,7 +95,7 @@ impl Cause {
         match self {
             Cause::Signal => Some(Person { user: None, from: None }),
             Cause::Person(request) => Some(request.by.clone()),
-            Cause::File => None,
+            Cause::File | Cause::Store => None,
         }
     }
 }
@@ -106,134 +114,126 @@ pub struct Reloader {
     files: Vec<PathBuf>,
     watch: Watch,
     hangup: Signal,
-    /// Reload requests of the API.
-    requests: mpsc::Receiver<ReloadRequest>,
+    /// Requests of the API.
+    requests: mpsc::Receiver<ConfigurationRequest>,
+    /// Changes of the store by other replicas; `None`: no other process uses it.
+    notifications: Option<broadcast::Receiver<Notification>>,
+    /// The definitions in the store, as read last.
+    definitions: Definitions,
+    editor: Arc<Editor>,
     /// Audit of the new configuration, prepared but not yet in use.
     audit: Option<Prepared>,
 }
 
 impl Reloader {
-    /// Creates the reloader of the configuration at `path`; `loaded` is the current one. Installs the SIGHUP handler;
-    /// until then, SIGHUP terminates the process.
+    /// Creates the reloader of the configuration at `path`; `loaded`, with `definitions`, is the current one. Installs the
+    /// SIGHUP handler; until then, SIGHUP terminates the process.
     pub fn new(
         (path, vault): (PathBuf, Arc<dyn Vault>),
-        loaded: &Loaded,
+        (loaded, definitions): (&Loaded, Definitions),
         wiring: Wiring,
         logging: Logging,
-        requests: mpsc::Receiver<ReloadRequest>,
+        requests: mpsc::Receiver<ConfigurationRequest>,
     ) -> io::Result<Reloader> {
-        let (fixed, fingerprint) = (RestartSettings::of(loaded), loaded.fingerprint.clone());
         let files = watched(loaded);
-        let watch = Watch::new(files.clone());
-        let hangup = signal(SignalKind::hangup())?;
-        Ok(Reloader { path, vault, wiring, logging, fixed, fingerprint, files, watch, hangup, requests, audit: None })
+        report::log_set_aside(&[], &loaded.set_aside);
+        Ok(Reloader {
+            path,
+            vault,
+            notifications: wiring.parts.cache.store().shared().map(|shared| shared.subscribe()),
+            wiring,
+            logging,
+            fixed: RestartSettings::of(loaded),
+            fingerprint: loaded.fingerprint.clone(),
+            watch: Watch::new(files.clone()),
+            files,
+            hangup: signal(SignalKind::hangup())?,
+            requests,
+            definitions,
+            editor: Arc::new(Editor::new()),
+            audit: None,
+        })
     }
 
-    /// Reloads on SIGHUP, on changed files and on requests of the API. Never returns.
+    /// Reloads on SIGHUP, on changed files, on changed definitions and on requests of the API. Never returns.
     pub async fn run(mut self) {
         // Catches changes between the first load and the start of the watch.
         let outcome = self.reload().await;
         if !matches!(outcome, Outcome::Unchanged) {
-            log_outcome(&outcome);
+            report::log_outcome(&outcome);
             self.record(&outcome, &Cause::File);
         }
         loop {
             let cause = tokio::select! {
                 _ = self.hangup.recv() => Cause::Signal,
                 () = self.watch.changed() => Cause::File,
-                Some(request) = self.requests.recv() => Cause::Person(request),
+                () = changed_definitions(&mut self.notifications) => Cause::Store,
+                Some(request) = self.requests.recv() => match request {
+                    ConfigurationRequest::Reload(request) => Cause::Person(request),
+                    ConfigurationRequest::Change(request) => {
+                        self.change(request).await;
+                        continue;
+                    }
+                },
             };
-            system::reloading();
-            let cache = self.wiring.parts.cache.clone();
-            let retry = cause.by().map(|by| (by, cache.failing()));
-            let outcome = self.reload().await;
-            if let Some((by, failing)) = retry {
-                cache.retry_now(&failing, &by);
-            }
-            log_outcome(&outcome);
-            self.publish_event(&outcome);
-            self.record(&outcome, &cause);
-            system::ready();
-            match cause {
-                // The admin client may have disconnected.
-                Cause::Person(request) => drop(request.reply.send(outcome.into())),
-                Cause::Signal => self.wiring.parts.audit.reopen_if_moved(),
-                Cause::File => {}
-            }
+            self.reload_because(cause).await;
         }
     }
 
-    fn publish_event(&self, outcome: &Outcome) {
-        let event = match outcome {
-            Outcome::Applied { restart_required, .. } => {
-                Event::ConfigurationReloaded { restart_required: restart_required.clone() }
-            }
-            Outcome::Unchanged => return,
-            Outcome::Refused(problems) => Event::ConfigurationRefused { problems: problems.problems.len() },
-            Outcome::Failed(_) => Event::ConfigurationRefused { problems: 1 },
-        };
-        self.wiring.parts.events.publish(self.wiring.parts.clock.now().wall, event);
-    }
-
-    /// Records the reload in the current audit, and in the new one if it differs, so that switching audits leaves a
-    /// trace.
-    fn record(&mut self, outcome: &Outcome, cause: &Cause) {
-        let none = Differences::default();
-        let (word, differences, keys, problems) = match outcome {
-            Outcome::Applied { restart_required, differences } => ("applied", differences, &restart_required[..], None),
-            Outcome::Unchanged => return,
-            Outcome::Refused(problems) => ("refused", &none, &[][..], Some(problems.problems.len())),
-            Outcome::Failed(_) => ("failed", &none, &[][..], None),
-        };
-        let (cause, person) = match cause {
-            Cause::Signal => ("signal", None),
-            Cause::File => ("file", None),
-            Cause::Person(request) => ("api", Some(&request.by)),
-        };
-        let change = Change {
-            outcome: word,
-            cause,
-            user: person.and_then(|person| person.user.as_ref()).map(|user| user.as_str()),
-            from: person.and_then(|person| person.from),
-            added: &differences.added,
-            changed: &differences.changed,
-            removed: &differences.removed,
-            restart_required: keys,
-            problems,
-        };
-        let Parts { audit, clock, .. } = &self.wiring.parts;
-        let at = clock.now().wall;
-        audit.now().change(at, &change);
-        if self.audit.take().is_some_and(|next| audit.apply(next)) {
-            // The records in memory have it once.
-            audit.now().target.change(at, &change);
+    async fn reload_because(&mut self, cause: Cause) {
+        system::reloading();
+        let cache = self.wiring.parts.cache.clone();
+        let retry = cause.by().map(|by| (by, cache.failing()));
+        let outcome = self.reload().await;
+        if let Some((by, failing)) = retry {
+            cache.retry_now(&failing, &by);
+        }
+        report::log_outcome(&outcome);
+        self.publish_event(&outcome);
+        self.record(&outcome, &cause);
+        system::ready();
+        match cause {
+            // The admin client may have disconnected.
+            Cause::Person(request) => drop(request.reply.send(outcome.into())),
+            Cause::Signal => self.wiring.parts.audit.reopen_if_moved(),
+            Cause::File | Cause::Store => {}
         }
     }
 
+    /// Loads the files with the definitions in the store. If the store cannot be read, the definitions stay as they are.
     async fn reload(&mut self) -> Outcome {
-        let (path, vault) = (self.path.clone(), self.vault.clone());
+        match self.definitions.update(&**self.wiring.parts.cache.store()).await {
+            Ok(_) => self.wiring.parts.health.set_definitions_read(),
+            Err(error) => tracing::warn!(%error, "definitions in the store not read; keeping the previous ones"),
+        }
+        let (path, vault, stored) = (self.path.clone(), self.vault.clone(), definitions::stored(&self.definitions));
         // Changes from here on trigger another reload.
         self.watch.record_stamps();
-        let loaded = match self.wiring.parts.tasks.blocking(move || config::load(&path, vault, &[])).await {
-            Some(Ok(loaded)) => loaded,
+        match self.wiring.parts.tasks.blocking(move || config::load(&path, vault, &stored)).await {
+            Some(Ok(loaded)) => self.apply(loaded),
             Some(Err(problems)) => {
                 self.wiring.parts.metrics.reload_refused();
                 // A missing file may appear in a directory that is not watched yet.
                 self.watch.follow(self.files.iter().chain(&problems.files).cloned().collect());
-                return Outcome::Refused(problems);
+                Outcome::Refused(problems)
             }
             None => {
                 self.wiring.parts.metrics.reload_refused();
-                return Outcome::Failed(WiringError::Panicked);
+                Outcome::Failed(WiringError::Panicked)
             }
-        };
+        }
+    }
+
+    /// Puts a configuration in force.
+    fn apply(&mut self, loaded: Loaded) -> Outcome {
         self.files = watched(&loaded);
         self.watch.follow(self.files.clone());
         let restart_required = self.fixed.changed_keys(&RestartSettings::of(&loaded));
         let unchanged = loaded.fingerprint == self.fingerprint;
         let mut differences = Differences::default();
         if !unchanged {
-            match self.wiring.apply(&loaded.model) {
+            report::log_set_aside(&self.wiring.snapshot.load().set_aside, &loaded.set_aside);
+            match self.wiring.apply(&loaded) {
                 Ok((found, audit)) => (differences, self.audit) = (found, Some(audit)),
                 Err(error) => {
                     self.wiring.parts.metrics.reload_refused();
@@ -261,28 +261,19 @@ impl From<Outcome> for ReloadOutcome {
     }
 }
 
-fn log_outcome(outcome: &Outcome) {
-    match outcome {
-        Outcome::Applied { restart_required, .. } if restart_required.is_empty() => {
-            tracing::info!("configuration reloaded");
-        }
-        Outcome::Applied { restart_required, .. } => {
-            let keys = restart_required.join(" ");
-            tracing::warn!(restart_required = keys, "configuration reloaded; some changes need a restart");
-        }
-        Outcome::Unchanged => tracing::debug!("configuration unchanged"),
-        Outcome::Refused(problems) => {
-            for problem in &problems.problems {
-                tracing::error!(%problem, "configuration refused");
-            }
-            let count = problems.problems.len();
-            tracing::error!(problems = count, "configuration refused; keeping the previous one");
-        }
-        Outcome::Failed(error) => tracing::error!(%error, "configuration refused; keeping the previous one"),
-    }
-}
-
 /// Files and directories whose change triggers a reload.
 fn watched(loaded: &Loaded) -> Vec<PathBuf> {
     loaded.files.iter().chain(&loaded.directories).cloned().collect()
+}
+
+/// Waits until another replica has changed the definitions.
+async fn changed_definitions(notifications: &mut Option<broadcast::Receiver<Notification>>) {
+    loop {
+        let Some(receiver) = notifications else { return std::future::pending().await };
+        match receiver.recv().await {
+            Ok(Notification::Definitions | Notification::Missed) | Err(RecvError::Lagged(_)) => return,
+            Ok(Notification::Changed(_)) => {}
+            Err(RecvError::Closed) => *notifications = None,
+        }
+    }
 }

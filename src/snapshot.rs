@@ -11,11 +11,12 @@ use http::HeaderName;
 use prometheus::IntCounter;
 use rustls::{ClientConfig, ServerConfig};
 
+use crate::config::{Loaded, SetAside};
 use crate::dial::Dialer;
 use crate::model::connection::{Connection, Inject, OtherBearer, Route, Stripped, UpstreamTls};
 use crate::model::token::default_profile;
-use crate::model::{Caller, Egress, Limits, LogRequests, Model, Name, Roots, Timeouts};
-use crate::oauth::{OpenIdClient, TokenEndpoint};
+use crate::model::{Caller, Egress, Limits, LogRequests, Name, Roots, Timeouts};
+use crate::oauth::{HttpClients, OpenIdClient, TokenEndpoint};
 use crate::router::{CallerId, Callers, Label, Router};
 use crate::telemetry::metrics::{InjectionCounters, Metrics};
 use crate::telemetry::traces::Tracer;
@@ -28,6 +29,8 @@ pub use links::Links;
 pub struct Snapshot {
     /// In configuration order.
     pub connections: Vec<BoundConnection>,
+    /// Definitions made over the API that are not in force, by name.
+    pub set_aside: Vec<SetAside>,
     pub router: Router<BoundRoute>,
     pub callers: CallerTable,
     pub egress: Egress,
@@ -36,6 +39,8 @@ pub struct Snapshot {
     /// TLS profile of requests that match no route.
     pub plain: Arc<TlsProfile>,
     pub dialer: Dialer,
+    /// HTTP clients of the token endpoints.
+    pub clients: Arc<HttpClients>,
     pub timeouts: Timeouts,
     pub limits: Limits,
     pub log_requests: LogRequests,
@@ -176,14 +181,15 @@ pub struct CallerTable {
 impl Snapshot {
     /// `live` returns the slots and endpoint of an active connection's definition.
     pub fn build(
-        model: &Model,
+        loaded: &Loaded,
         trust: &Trust,
         profiles: &mut TlsProfiles,
-        dialer: Dialer,
-        (metrics, tracer, links, sign_in): (&Metrics, Tracer, Links, Option<Arc<OpenIdClient>>),
+        clients: Arc<HttpClients>,
+        (metrics, links, sign_in): (&Metrics, Links, Option<Arc<OpenIdClient>>),
         (listener_tls, authority): (HashMap<Name, Arc<ServerConfig>>, Option<Arc<Authority>>),
         live: impl Fn(&Connection) -> Option<Live>,
     ) -> Snapshot {
+        let model = &loaded.model;
         let callers = CallerTable::new(model.callers.clone());
         let plain = profiles.get(trust, &model.trust, &UpstreamTls::default());
         let (mut connections, mut routes) = (Vec::new(), Vec::new());
@@ -233,18 +239,22 @@ impl Snapshot {
             }
             connections.push(BoundConnection { connection: connection.clone(), definitions, tls: route_profiles });
         }
+        let mut set_aside = loaded.set_aside.clone();
+        set_aside.sort_by(|one, other| one.name.cmp(&other.name));
         Snapshot {
             connections,
+            set_aside,
             router: Router::new(routes),
             callers,
             egress: model.egress.clone(),
             authority,
             plain,
-            dialer,
+            dialer: clients.dialer.clone(),
+            tracer: clients.tracer.clone(),
+            clients,
             timeouts: model.timeouts.clone(),
             limits: model.limits.clone(),
             log_requests: model.log.requests,
-            tracer,
             links,
             sign_in,
             listener_tls,

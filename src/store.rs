@@ -48,6 +48,7 @@ use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
+pub use definitions::{CHANGE_BYTES_MAX, DEFINITION_BYTES_MAX};
 pub use definitions::{Catalog, CatalogChange, DefinitionStore, Definitions, KeepsNoDefinitions, StoredText};
 pub use embedded::EmbeddedStore;
 pub use error::{OpenError, StoreError};

@@ -14,6 +14,7 @@ mod request_limiter;
 pub mod schedule;
 pub mod slot;
 mod source;
+mod stored;
 mod subjects;
 mod superseded;
 
@@ -25,14 +26,13 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
-use tokio::sync::broadcast::error::RecvError;
 use tokio::time::Instant;
 
 use crate::clock::Clock;
 use crate::model::connection::{Connection, Identity, OriginSet, Tokens};
 use crate::model::secret::Secret;
 use crate::model::token::{Subject, TokenKey};
-use crate::store::{NoStore, Notification, Store, TokenStore};
+use crate::store::{NoStore, Store, TokenStore};
 use crate::sync::lock;
 use crate::tasks::Tasks;
 use crate::telemetry::audit::{Audit, Cause, Person};
@@ -157,8 +157,22 @@ impl SlotFactory {
             None => services.store.clone(),
         };
         let slot = Arc::new(TokenSlot::new(key, caller_token));
-        let acquirer = Acquirer {
+        let refresher = Refresher {
             slot: slot.clone(),
+            acquirer: self.acquirer(slot.clone(), store),
+            events: services.events.clone(),
+            in_flight: services.in_flight.clone(),
+            phases: services.tasks.watch(),
+            subject_cache: self.subject_cache.clone(),
+        };
+        services.tasks.spawn_on(&services.runtime, "refresher", refresher.run());
+        slot
+    }
+
+    fn acquirer(&self, slot: Arc<TokenSlot>, store: Arc<dyn TokenStore>) -> Acquirer {
+        let services = &self.services;
+        Acquirer {
+            slot,
             definition: self.definition.clone(),
             superseded: self.superseded.clone(),
             shared: store.shared().is_some(),
@@ -169,17 +183,7 @@ impl SlotFactory {
             metrics: services.metrics.clone(),
             audit: services.audit.clone(),
             record_cache: Mutex::default(),
-        };
-        let refresher = Refresher {
-            slot: slot.clone(),
-            acquirer,
-            events: services.events.clone(),
-            in_flight: services.in_flight.clone(),
-            phases: services.tasks.watch(),
-            subject_cache: self.subject_cache.clone(),
-        };
-        services.tasks.spawn_on(&services.runtime, "refresher", refresher.run());
-        slot
+        }
     }
 }
 
@@ -228,14 +232,8 @@ impl TokenCache {
             entry.slots.clear_failure();
             return entry.slots.clone();
         }
-        let definition = Arc::new(ArcSwap::new(definition));
-        let factory = SlotFactory {
-            definition: definition.clone(),
-            superseded: self.superseded.clone(),
-            limiter: self.limiter(connection),
-            subject_cache: self.subjects.clone(),
-            services: self.services.clone(),
-        };
+        let factory = self.factory(definition);
+        let definition = factory.definition.clone();
         let slots = match connection.tokens {
             _ if connection.grant.exchanges_caller_token() => {
                 Slots::PerCallerToken(Arc::new(SubjectSlots::new(factory)))
@@ -310,22 +308,6 @@ impl TokenCache {
         slots.iter().for_each(|slot| slot.retry_now(now, Cause::Person(by.clone())));
     }
 
-    /// Wakes slots whose record another replica changed, until the store closes the notification channel.
-    pub async fn follow_store_changes(self: Arc<Self>) {
-        let Some(mut notifications) = self.services.store.shared().map(|shared| shared.subscribe()) else { return };
-        loop {
-            match notifications.recv().await {
-                Ok(Notification::Changed(key)) => self.get(&key).iter().for_each(|slot| slot.record_store_change()),
-                // A reload applies them.
-                Ok(Notification::Definitions) => {}
-                Ok(Notification::Missed) | Err(RecvError::Lagged(_)) => {
-                    self.list().iter().for_each(|slot| slot.record_store_change())
-                }
-                Err(RecvError::Closed) => return,
-            }
-        }
-    }
-
     /// The store of the tokens; also holds secrets and notes.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.services.store
@@ -336,9 +318,15 @@ impl TokenCache {
         self.superseded.connections(key)
     }
 
-    fn limiter(&self, connection: &Connection) -> Arc<RequestLimiter> {
-        let server = connection.endpoints.server.origin().ascii_serialization();
-        lock(&self.limiters).entry(server).or_default().clone()
+    fn factory(&self, definition: Arc<Definition>) -> SlotFactory {
+        let server = definition.connection.endpoints.server.origin().ascii_serialization();
+        SlotFactory {
+            definition: Arc::new(ArcSwap::new(definition)),
+            superseded: self.superseded.clone(),
+            limiter: lock(&self.limiters).entry(server).or_default().clone(),
+            subject_cache: self.subjects.clone(),
+            services: self.services.clone(),
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::body::body;
 use super::problem::{Problem, bound, definition, no_token};
 use super::users::AuthenticatedUser;
-use super::{Admin, ReloadOutcome, ReloadRequest, trial, view};
+use super::{Admin, ConfigurationRequest, ReloadOutcome, ReloadRequest, trial, view};
 use crate::model::token::{RefreshToken, Subject};
 use crate::snapshot::{BoundConnection, BoundDefinition};
 use crate::telemetry::Clean;
@@ -159,9 +159,11 @@ pub async fn reload(
     let (reply, outcome) = oneshot::channel();
     let busy =
         || Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "a reload is in progress; retry in a moment");
-    sender.try_send(ReloadRequest { by: user.person(), reply }).map_err(|error| match error {
-        mpsc::error::TrySendError::Full(_) => busy().retry_after(Duration::from_secs(1)),
-        mpsc::error::TrySendError::Closed(_) => busy(),
+    sender.try_send(ConfigurationRequest::Reload(ReloadRequest { by: user.person(), reply })).map_err(|error| {
+        match error {
+            mpsc::error::TrySendError::Full(_) => busy().retry_after(Duration::from_secs(1)),
+            mpsc::error::TrySendError::Closed(_) => busy(),
+        }
     })?;
     let applied = |outcome: &str, keys: Vec<&str>| Ok(Json(json!({ "outcome": outcome, "restart_required": keys })));
     match tokio::time::timeout(RELOAD_WAIT, outcome).await {

@@ -4,20 +4,26 @@
 //! or disappears between two pages neither repeats nor skips another; no item holds a secret.
 //! Not here: the JSON of a whole connection and of a token (`view`).
 
+use std::collections::HashSet;
+
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::definitions::etag;
 use super::problem::{Problem, bad_request, bound};
 use super::{Admin, view};
 use crate::clock::Now;
+use crate::config::SetAside;
 use crate::model::Name;
-use crate::model::connection::{Connection, Route, RouteMatch};
-use crate::snapshot::{BoundConnection, BoundDefinition};
+use crate::model::connection::{Connection, Route, RouteMatch, WrittenDefinition};
+use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 
 /// Default number of items on a page.
 const LIMIT_DEFAULT: usize = 50;
@@ -34,6 +40,7 @@ pub struct ConnectionsQuery {
     application: Option<String>,
     limit: Option<usize>,
     cursor: Option<String>,
+    format: Option<Format>,
 }
 
 /// The checked query.
@@ -69,17 +76,51 @@ impl Filter {
         Ok(Filter { text: text.to_lowercase(), state: query.state, application: query.application, limit, after })
     }
 
-    fn matches(&self, bound: &BoundConnection, now: Now) -> bool {
-        let Connection { name, comments, application, client_id, routes, .. } = &*bound.connection;
+    fn matches(&self, listed: Listed<'_>, now: Now) -> bool {
         let holds = |text: &str| text.to_lowercase().contains(&self.text);
-        self.after.as_ref().is_none_or(|after| name > after)
-            && (self.text.is_empty()
-                || holds(name.as_str())
-                || holds(client_id)
-                || comments.as_deref().is_some_and(holds)
-                || routes.iter().any(|route| hosts(route).any(|host| holds(&host))))
-            && (self.application.is_none() || self.application == *application)
-            && self.state.as_deref().is_none_or(|state| view::connection_state(bound, now).0 == state)
+        let (state, application, found) = match listed {
+            Listed::InForce(bound) => {
+                let Connection { name, comments, application, client_id, routes, .. } = &*bound.connection;
+                let found = self.text.is_empty()
+                    || holds(name.as_str())
+                    || holds(client_id)
+                    || comments.as_deref().is_some_and(holds)
+                    || routes.iter().any(|route| hosts(route).any(|host| holds(&host)));
+                (view::connection_state(bound, now).0, application.as_deref(), found)
+            }
+            Listed::SetAside(aside) => ("misconfigured", None, holds(aside.name.as_str())),
+        };
+        self.after.as_ref().is_none_or(|after| listed.name() > after)
+            && found
+            && self.application.as_deref().is_none_or(|wanted| application == Some(wanted))
+            && self.state.as_deref().is_none_or(|wanted| state == wanted)
+    }
+}
+
+/// A connection in the list.
+#[derive(Clone, Copy)]
+enum Listed<'a> {
+    InForce(&'a BoundConnection),
+    /// Its name is not that of a connection in force.
+    SetAside(&'a SetAside),
+}
+
+impl<'a> Listed<'a> {
+    fn name(self) -> &'a Name {
+        match self {
+            Listed::InForce(bound) => &bound.connection.name,
+            Listed::SetAside(aside) => &aside.name,
+        }
+    }
+
+    /// Every connection; what a file has shadowed is not listed by itself.
+    fn all(snapshot: &'a Snapshot) -> impl Iterator<Item = Listed<'a>> {
+        let names: HashSet<&Name> = match snapshot.set_aside.as_slice() {
+            [] => HashSet::new(),
+            _ => snapshot.connections.iter().map(|bound| &bound.connection.name).collect(),
+        };
+        let aside = snapshot.set_aside.iter().filter(move |aside| !names.contains(&aside.name));
+        snapshot.connections.iter().map(Listed::InForce).chain(aside.map(Listed::SetAside))
     }
 }
 
@@ -96,16 +137,34 @@ fn hosts(route: &Route) -> impl Iterator<Item = String> {
 pub async fn list(
     State(admin): State<Admin>,
     query: Result<Query<ConnectionsQuery>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
-    let filter = Filter::parse(query)?;
+) -> Result<Response, Problem> {
     let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
-    let mut found: Vec<_> = snapshot.connections.iter().filter(|bound| filter.matches(bound, now)).collect();
-    found.sort_unstable_by(|one, other| one.connection.name.cmp(&other.connection.name));
+    if let Ok(Query(ConnectionsQuery { format: Some(Format::Yaml), .. })) = &query {
+        return Ok(export(&snapshot));
+    }
+    let filter = Filter::parse(query)?;
+    let mut found: Vec<_> = Listed::all(&snapshot).filter(|listed| filter.matches(*listed, now)).collect();
+    found.sort_unstable_by_key(|listed| listed.name());
     let page = &found[..found.len().min(filter.limit)];
     let last = page.last().filter(|_| found.len() > page.len());
-    let cursor = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.connection.name.as_str()));
-    let items: Vec<_> = page.iter().map(|bound| item(bound, now)).collect();
-    Ok(Json(json!({ "items": items, "cursor": cursor })))
+    let cursor = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.name().as_str()));
+    let items: Vec<_> = page.iter().map(|listed| item(*listed, now)).collect();
+    Ok(Json(json!({ "items": items, "cursor": cursor })).into_response())
+}
+
+/// Every definition in the store, as a file that can be applied.
+fn export(snapshot: &Snapshot) -> Response {
+    let in_force = snapshot.connections.iter().map(|bound| &*bound.connection.written);
+    let made_here = in_force.filter(|written| written.revision().is_some());
+    let aside = snapshot.set_aside.iter().filter_map(|aside| aside.written.as_ref());
+    let connections: Vec<_> = made_here.chain(aside).filter_map(view::yaml).collect();
+    yaml(&serde_yaml::Mapping::from_iter([("connections".into(), connections.into())]))
+}
+
+fn yaml(value: &impl Serialize) -> Response {
+    // Maps, lists and scalars: this cannot fail.
+    let text = serde_yaml::to_string(value).unwrap_or_default();
+    ([(header::CONTENT_TYPE, "application/yaml")], text).into_response()
 }
 
 #[derive(Debug, Deserialize)]
@@ -113,20 +172,68 @@ pub async fn list(
 pub struct ConnectionQuery {
     #[serde(default)]
     resolved: bool,
+    format: Option<Format>,
+}
+
+/// The representation of a definition; absent: JSON with the state of the connection.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    Json,
+    Yaml,
 }
 
 pub async fn get(
     State(admin): State<Admin>,
     Path(name): Path<String>,
     query: Result<Query<ConnectionQuery>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Response, Problem> {
     let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
     let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
-    let bound = bound(&snapshot, &name)?;
-    Ok(Json(if query.resolved { view::resolved(bound, now) } else { view::connection(bound, now) }))
+    let aside = snapshot.set_aside.iter().find(|aside| aside.name.as_str() == name);
+    let (written, shown) = match (bound(&snapshot, &name), aside) {
+        (Ok(bound), shadowed) => {
+            let mut shown = if query.resolved { view::resolved(bound, now) } else { view::connection(bound, now) };
+            if let Some(shadowed) = shadowed {
+                shown["set_aside"] = view::shadowed(shadowed);
+            }
+            (Some(&*bound.connection.written), shown)
+        }
+        (Err(_), Some(aside)) => (aside.written.as_ref(), view::set_aside(aside)),
+        (Err(unknown), None) => return Err(unknown),
+    };
+    let mut response = match query.format {
+        Some(Format::Yaml) => yaml(&written.and_then(view::yaml)),
+        Some(Format::Json) | None => Json(shown).into_response(),
+    };
+    let revision = written.map_or_else(|| aside.map(|aside| aside.revision), WrittenDefinition::revision);
+    if let Some(revision) = revision {
+        response.headers_mut().insert(header::ETAG, etag(revision));
+    }
+    Ok(response)
 }
 
-fn item(bound: &BoundConnection, now: Now) -> Value {
+fn item(listed: Listed<'_>, now: Now) -> Value {
+    match listed {
+        Listed::InForce(bound) => item_in_force(bound, now),
+        Listed::SetAside(aside) => json!({
+            "name": aside.name.as_str(),
+            "active": true,
+            "state": "misconfigured",
+            "grant": null,
+            "client_id": null,
+            "application": null,
+            "comments": null,
+            "expires_at": null,
+            "last_attempt": null,
+            "profiles": [],
+            "routes": [],
+            "route_count": 0,
+        }),
+    }
+}
+
+fn item_in_force(bound: &BoundConnection, now: Now) -> Value {
     let connection = &bound.connection;
     let (state, slot_state) = view::connection_state(bound, now);
     let current = slot_state.as_ref().and_then(|state| state.token.as_ref());

@@ -38,7 +38,7 @@ const BODY_RESPONSES: [(u16, &str); 4] = [
 ];
 
 /// The OpenAPI document of a table of operations.
-pub fn document(operations: &[Operation]) -> Value {
+pub fn document(operations: impl Iterator<Item = &'static Operation>) -> Value {
     let mut paths = Map::new();
     for operation in operations {
         let path = paths.entry(format!("{BASE}{}", operation.path)).or_insert_with(|| json!({}));

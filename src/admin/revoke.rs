@@ -2,7 +2,13 @@
 //!
 //! Invariant: a grant that another connection or profile also uses, by the current definition or a superseded one, is
 //! not revoked at the server.
+//! Not here: all tokens of a connection (`all`), the requests to the server (`token::acquire`).
 
+pub mod all;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Path, Query, Request, State};
@@ -19,10 +25,12 @@ use super::{Admin, record, view};
 use crate::model::connection::{Basis, Connection};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
-use crate::token::slot::{NotRevoked, Sharers};
+use crate::token::slot::{AtServer, NotRevoked, Sharers};
 
 /// Longer than the two revocation requests.
 const REVOKE_WAIT: Duration = Duration::from_secs(40);
+/// Time to forget the tokens once the requests have ended.
+const FORGET_WAIT: Duration = Duration::from_secs(4);
 
 pub async fn post(
     State(admin): State<Admin>,
@@ -56,12 +64,11 @@ async fn revoke(
     let slot = selector.slot(bound)?;
     let current =
         bound.definition(slot.key.profile.as_str()).map_or(&bound.connection, |definition| &definition.connection);
-    let mut sharers = Sharers::new();
-    for definition in std::iter::once(current).chain(&admin.cache.superseded_definitions(&slot.key)) {
-        let other = shares_grant(admin, &snapshot, definition, &slot.key).await;
-        sharers.extend(other.map(|other| (definition.identity(), other)));
-    }
-    let outcome = slot.revoke(sharers, Instant::now() + REVOKE_WAIT).await;
+    let own = slot.key.clone();
+    let is_other = |other: &Connection| (&other.name, &other.profile) != (&own.connection, &own.profile);
+    let sharers = sharers(admin, &granting(admin, &snapshot, (current, &slot.key), is_other), &slot.key).await;
+    let until = Instant::now() + REVOKE_WAIT;
+    let outcome = slot.revoke(AtServer::Revoke { sharers, until }, until + FORGET_WAIT).await;
     let status = match &outcome {
         Ok(_) => StatusCode::OK,
         Err(NotRevoked::Store(_)) => StatusCode::SERVICE_UNAVAILABLE,
@@ -87,30 +94,57 @@ async fn revoke(
     })
 }
 
-/// The token key of another connection or profile whose tokens may belong to the same grant at the server.
-async fn shares_grant(admin: &Admin, snapshot: &Snapshot, connection: &Connection, key: &TokenKey) -> Option<TokenKey> {
-    let definitions = snapshot.connections.iter().flat_map(|bound| bound.connection.definitions());
-    for other in definitions.filter(|other| other.token_key(None) != connection.token_key(None)) {
-        let same_client = other.endpoints.server == connection.endpoints.server
-            && other.client_id == connection.client_id
-            && other.grant.kind() == connection.grant.kind()
-            && other.grant_type == connection.grant_type;
-        if !same_client {
-            continue;
-        }
-        let same_grant = match connection.grant.basis() {
-            // Each token is a grant of its own, unless both share one token response.
-            Basis::Client => other.name != connection.name || other.identity() == connection.identity(),
-            // Only the server knows which person has connected: a token that may be the same person's counts as shared.
-            Basis::Person => {
-                let key = other.token_key(key.subject.clone());
-                !matches!(admin.cache.store().load(&key).await, Ok(None))
-            }
-            basis @ (Basis::Owner(_) | Basis::Assertion(_) | Basis::SubjectToken(_)) => basis == other.grant.basis(),
+/// A definition that a token may have been granted under, with the other definitions that use the same client.
+struct Granting {
+    definition: Arc<Connection>,
+    others: Vec<Arc<Connection>>,
+}
+
+/// The `current` definition of the token `key`, and the superseded ones. `is_other`: a grant that it shares is spared.
+fn granting(
+    admin: &Admin,
+    snapshot: &Snapshot,
+    (current, key): (&Arc<Connection>, &TokenKey),
+    is_other: impl Fn(&Connection) -> bool,
+) -> Vec<Granting> {
+    let with_others = |definition: Arc<Connection>| {
+        let same_client = |other: &&Arc<Connection>| {
+            other.endpoints.server == definition.endpoints.server
+                && other.client_id == definition.client_id
+                && other.grant.kind() == definition.grant.kind()
+                && other.grant_type == definition.grant_type
         };
-        if same_grant {
-            return Some(other.token_key(None));
+        let all = snapshot.connections.iter().flat_map(|bound| bound.connection.definitions());
+        let others = all.filter(same_client).filter(|other| is_other(other)).cloned().collect();
+        Granting { definition, others }
+    };
+    std::iter::once(current.clone()).chain(admin.cache.superseded_definitions(key)).map(with_others).collect()
+}
+
+/// The keys of other tokens that may belong to the same grant at the server as the token `key`.
+async fn sharers(admin: &Admin, granting: &[Granting], key: &TokenKey) -> Sharers {
+    let mut sharers = Sharers::new();
+    for Granting { definition, others } in granting {
+        for other in others {
+            if shares_grant(admin, definition, other, key).await {
+                sharers.push((definition.identity(), other.token_key(None)));
+                break;
+            }
         }
     }
-    None
+    sharers
+}
+
+/// True if a token of `other`, which uses the same client, may belong to the same grant at the server.
+async fn shares_grant(admin: &Admin, connection: &Connection, other: &Connection, key: &TokenKey) -> bool {
+    match connection.grant.basis() {
+        // Each token is a grant of its own, unless both share one token response.
+        Basis::Client => other.name != connection.name || other.identity() == connection.identity(),
+        // Only the server knows which person has connected: a token that may be the same person's counts as shared.
+        Basis::Person => {
+            let key = other.token_key(key.subject.clone());
+            !matches!(admin.cache.store().load(&key).await, Ok(None))
+        }
+        basis @ (Basis::Owner(_) | Basis::Assertion(_) | Basis::SubjectToken(_)) => basis == other.grant.basis(),
+    }
 }

@@ -7,8 +7,9 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use url::Url;
 
+use super::definitions;
 use crate::clock::Now;
-use crate::config::connection_defaults;
+use crate::config::{SetAside, connection_defaults};
 use crate::model::connection::*;
 use crate::model::time::rfc3339;
 use crate::model::token::TokenKey;
@@ -43,9 +44,35 @@ pub fn expiry(token: &InjectedToken) -> String {
 
 /// The definition as written, with the state of the connection.
 pub fn connection(bound: &BoundConnection, now: Now) -> Value {
-    let mut members = definition(&bound.connection);
+    let mut members = keys(&bound.connection.written);
     members.extend(state(bound, now));
     members.into()
+}
+
+/// The definition as a document of its own, in YAML.
+pub fn yaml(written: &WrittenDefinition) -> Option<serde_yaml::Value> {
+    serde_yaml::from_str(&written.json).ok()
+}
+
+/// A stored definition that is not in force, with the reasons.
+pub fn set_aside(aside: &SetAside) -> Value {
+    let mut members = aside.written.as_ref().map(keys).unwrap_or_default();
+    members.insert("name".to_owned(), aside.name.as_str().into());
+    members.insert("state".to_owned(), "misconfigured".into());
+    members.insert("source".to_owned(), "api".into());
+    members.insert("problems".to_owned(), problems(aside));
+    members.into()
+}
+
+/// A stored definition whose name a file has taken: its ETag, and the reasons.
+pub fn shadowed(aside: &SetAside) -> Value {
+    json!({ "etag": format!("\"{}\"", aside.revision), "problems": problems(aside) })
+}
+
+/// Why a stored definition is not in force.
+fn problems(aside: &SetAside) -> Value {
+    let named: Vec<_> = aside.problems.iter().map(|problem| (aside.name.clone(), problem.clone())).collect();
+    definitions::listed(&named)
 }
 
 /// As [`connection`], with each key of the definition as `{value, source}`, and the defaults of absent keys.
@@ -59,7 +86,7 @@ pub fn resolved(bound: &BoundConnection, now: Now) -> Value {
         members.remove("basic_encoding");
     }
     members.values_mut().for_each(|value| *value = json!({ "value": value.take(), "source": "default" }));
-    for (key, value) in definition(connection) {
+    for (key, value) in keys(&connection.written) {
         let source = source(&connection.written, &key);
         members.insert(key, json!({ "value": value, "source": source }));
     }
@@ -68,8 +95,8 @@ pub fn resolved(bound: &BoundConnection, now: Now) -> Value {
 }
 
 /// The keys of the definition, in JSON.
-fn definition(connection: &Connection) -> Map<String, Value> {
-    serde_json::from_str(&connection.written.json).unwrap_or_default()
+fn keys(written: &WrittenDefinition) -> Map<String, Value> {
+    serde_json::from_str(&written.json).unwrap_or_default()
 }
 
 /// Where a key of the definition was written: `FILE:LINE`, or `api`.
@@ -212,9 +239,18 @@ pub fn stored(connection: &Connection, key: &TokenKey, record: &Result<StoredTok
     })
 }
 
-/// The outcome of a revocation.
+/// The outcome of a revocation after which the tokens are forgotten.
 pub fn revoked(revoked: &Revoked) -> Value {
-    let outcome = |outcome: &RevocationOutcome| match outcome {
+    json!({
+        "forgotten": true,
+        "refresh_token": revocation(&revoked.refresh_token),
+        "access_token": revocation(&revoked.access_token),
+    })
+}
+
+/// The outcome of the revocation of one token at the server.
+fn revocation(outcome: &RevocationOutcome) -> Value {
+    match outcome {
         RevocationOutcome::None => json!({ "outcome": "none" }),
         RevocationOutcome::Revoked => json!({ "outcome": "revoked" }),
         RevocationOutcome::NoEndpoint => {
@@ -229,13 +265,11 @@ pub fn revoked(revoked: &Revoked) -> Value {
             let reason = format!("the {other} uses the same grant at the server");
             json!({ "outcome": "not_revoked", "reason": reason })
         }
+        RevocationOutcome::NotRequested => {
+            json!({ "outcome": "not_revoked", "reason": "only forgotten, as requested" })
+        }
         RevocationOutcome::Failed(why) => json!({ "outcome": "failed", "reason": why }),
-    };
-    json!({
-        "forgotten": true,
-        "refresh_token": outcome(&revoked.refresh_token),
-        "access_token": outcome(&revoked.access_token),
-    })
+    }
 }
 
 pub fn last_attempt(state: &SlotState) -> Value {

@@ -29,9 +29,9 @@ pub struct AdminFile {
         "examples" = [{"issuer": "https://login.example.com", "client_id": "keys", "roles": {"ops": "operator"}}]
     ))]
     pub sign_in: Field<SignInFile>,
-    /// Whether connections may be changed over the API. Not built yet: only false is accepted, and files are the only
-    /// source.
-    #[schemars(extend("examples" = [false]))]
+    /// Whether connections may be made and changed over the API. false: files are the only source, and definitions in
+    /// the store are not in force.
+    #[schemars(extend("default" = true))]
     pub editing: Field<shape::Boolean>,
 }
 
@@ -67,11 +67,7 @@ pub fn access(node: Option<NodeRef<'_>>, sink: &mut Sink) -> (AdminAccess, bool)
     let users = section.get(section.keys.users);
     let has_users = users.as_ref().is_some_and(NodeRef::has_items);
     access.users = users.map(|node| self::users(&node, sink)).unwrap_or_default();
-    if let Some(node) = section.get(section.keys.editing)
-        && node.boolean(sink) == Some(true)
-    {
-        node.problem(sink, "editing connections over the API is not built yet", "write false, or remove `editing`");
-    }
+    access.editing = section.get(section.keys.editing).is_none_or(|node| node.boolean(sink).unwrap_or_default());
     for item in section.get(section.keys.hosts).and_then(|node| node.items(sink)).unwrap_or_default() {
         access.hosts.extend(item.parse(sink, host));
     }

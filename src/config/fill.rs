@@ -50,7 +50,7 @@ impl FilledDefinitions {
         for (index, source) in sources.iter().enumerate() {
             for node in definitions(source, &mut sink) {
                 *json += if positions.is_empty() { "" } else { "," };
-                Literals { sink: &mut sink, json: &mut json }.write(&node, shapes.cursor());
+                Literals { sink: &mut sink, json: &mut json }.write(&node, Some(shapes.root()));
                 let Some(name) = name(&node, &mut sink) else { continue };
                 let position = Position { source: index, location: node.location(), path: node.path.clone() };
                 if let Some(first) = positions.insert(name, position) {
@@ -70,9 +70,8 @@ impl FilledDefinitions {
         let Position { source, path: start, .. } = self.positions.get(&Name::parse(name)?)?;
         let dot = if start.is_empty() || path.is_empty() || path.starts_with('[') { "" } else { "." };
         let full = format!("{start}{dot}{path}");
-        let NodeRef { source, line, column, .. } = self.sources[*source].root()?.nearest(&full);
-        let (file, message, hint) = (source.path.clone(), message.to_owned(), hint.to_owned());
-        Some(Problem { file, line, column, path: full, code: None, message, hint })
+        let (_, value) = self.sources[*source].root()?.closest(&full);
+        Some(Problem { path: full, ..value.to_problem(message, hint) })
     }
 }
 

@@ -22,7 +22,7 @@ mod source;
 pub mod value;
 pub mod written;
 
-pub use document::{Kind, Limits, empty};
+pub use document::{Kind, Limits, empty, join};
 pub use excerpt::Excerpts;
 pub use node::{Field, Keys, NodeRef, Section};
 pub use problem::{Problem, Problems, Sink, suggest};

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::connection::{Context, Draft, Registry, check_injected, connection, written};
-use super::reading::{Problem, Problems, Sink, Source, SourceKind};
+use super::reading::{NodeRef, Problem, Problems, Sink, Source, SourceKind};
 use crate::model::Name;
 use crate::model::connection::{Revision, WrittenDefinition};
 use crate::model::secret::Secret;
@@ -56,10 +56,15 @@ pub struct Settled<'a> {
     pub set_aside: Vec<SetAside>,
 }
 
+/// Names a definition in problems; there is no such file.
+pub fn path(name: &Name) -> PathBuf {
+    PathBuf::from(format!("api:{name}"))
+}
+
 pub fn parse(stored: &[StoredDefinition]) -> Vec<Parsed> {
     let parse = |StoredDefinition { name, revision, text }: &StoredDefinition| {
         let mut sink = Sink::default();
-        let path = PathBuf::from(format!("api:{name}"));
+        let path = path(name);
         let source = match text {
             Ok(text) => Source::parse_as(SourceKind::Api(*revision), text.expose(), &path, &mut sink),
             Err(why) => {
@@ -167,14 +172,27 @@ fn outcome(sink: Sink) -> (Vec<Problem>, Vec<Problem>) {
 }
 
 fn draft<'a>(source: &'a Source, name: &Name, context: &Context, sink: &mut Sink) -> Option<Draft<'a>> {
-    let Some(root) = source.root() else {
-        let (file, path, hint) = (source.path.clone(), String::new(), "write the keys of a connection".to_owned());
-        sink.problem(Problem { file, line: 1, column: 1, path, code: None, message: "is empty".to_owned(), hint });
-        return None;
-    };
+    let root = root(source, sink)?;
     let draft = connection(&root, context, sink)?;
-    if let Some((other, at)) = draft.name.as_ref().filter(|(other, _)| other != name) {
-        at.problem(sink, format!("is `{other}`, but the definition is stored as `{name}`"), "use the same name");
+    if let Some((other, at)) = &draft.name {
+        check_name(at, other, name, sink);
     }
     Some(draft)
+}
+
+/// The whole text; a problem if it is empty.
+pub fn root<'a>(source: &'a Source, sink: &mut Sink) -> Option<NodeRef<'a>> {
+    let root = source.root();
+    if root.is_none() {
+        let (file, path, hint) = (source.path.clone(), String::new(), "write the keys of a connection".to_owned());
+        sink.problem(Problem { file, line: 1, column: 1, path, code: None, message: "is empty".to_owned(), hint });
+    }
+    root
+}
+
+/// Rejects a definition that is written under another name than the one it is stored as.
+pub fn check_name(at: &NodeRef<'_>, written: &Name, name: &Name, sink: &mut Sink) {
+    if written != name {
+        at.problem(sink, format!("is `{written}`, but the definition is stored as `{name}`"), "use the same name");
+    }
 }

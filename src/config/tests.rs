@@ -4,6 +4,7 @@ mod about;
 mod accepted;
 mod authorization;
 mod client;
+mod edit;
 mod files;
 mod fill;
 mod grants;

@@ -10,13 +10,21 @@ use super::origin::Authority;
 use super::secret::{Secret, SecretDigest};
 
 /// `admin`; without users, the token in the token file is a manager's.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct AdminAccess {
     pub users: Vec<User>,
     /// Host values accepted in addition to the listener's address; one without a port matches any port.
     pub hosts: Vec<Authority>,
     /// `None`: people sign in with a user's token only.
     pub sign_in: Option<SignIn>,
+    /// False: files are the only source of connections.
+    pub editing: bool,
+}
+
+impl Default for AdminAccess {
+    fn default() -> AdminAccess {
+        AdminAccess { users: Vec::new(), hosts: Vec::new(), sign_in: None, editing: true }
+    }
 }
 
 /// `admin.sign_in`: people sign in at an OpenID provider.

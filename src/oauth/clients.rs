@@ -6,6 +6,7 @@
 //! Not here: gzip (`transport`).
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,10 +63,23 @@ impl ClientSettings {
     }
 }
 
+/// Shows nothing: the settings may hold secrets.
+impl fmt::Debug for HttpClients {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("HttpClients")
+    }
+}
+
 impl HttpClients {
     pub fn new(trust: Trust, dialer: Dialer) -> HttpClients {
         let (clients, discoveries) = (Mutex::default(), Mutex::default());
         HttpClients { trust, dialer, clients, discoveries, tracer: Tracer::default() }
+    }
+
+    /// Clients with the same trust anchors, dialer and tracer that share nothing else with these: for endpoints that are
+    /// not kept, so that their settings are not kept either.
+    pub fn separate(&self) -> HttpClients {
+        HttpClients { tracer: self.tracer.clone(), ..HttpClients::new(self.trust.clone(), self.dialer.clone()) }
     }
 
     /// The client with these settings; it presents `certificate` to the server.

@@ -9,6 +9,7 @@ use url::Url;
 
 use crate::admin::Access;
 use crate::clock::Clock;
+use crate::config::Loaded;
 use crate::dial::{AddressPolicy, Dialer, EgressProxy, NetworkSettings};
 use crate::model::connection::Connection;
 use crate::model::origin::Host;
@@ -83,11 +84,12 @@ pub struct Wiring {
 
 impl Wiring {
     /// Applies the first configuration; also returns the shared slots of its active connections.
-    pub fn start(parts: Parts, model: &Model) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
+    pub fn start(parts: Parts, loaded: &Loaded) -> Result<(Wiring, Vec<Arc<TokenSlot>>), WiringError> {
+        let model = &loaded.model;
         let mut profiles = TlsProfiles::default();
         let audit = parts.audit(model)?;
         parts.audit.apply(audit);
-        let (snapshot, slots) = parts.build(model, &mut profiles, None)?;
+        let (snapshot, slots) = parts.build(loaded, &mut profiles, None)?;
         parts.metrics.set_certificates(&certificates(model));
         let snapshot = Arc::new(ArcSwap::from_pointee(snapshot));
         let shared = slots.values().filter_map(|slots| slots.shared().cloned()).collect();
@@ -96,11 +98,12 @@ impl Wiring {
 
     /// Applies a new configuration, except for its audit, which is returned. Requests in flight finish under the old
     /// one.
-    pub fn apply(&self, model: &Model) -> Result<(Differences, Prepared), WiringError> {
+    pub fn apply(&self, loaded: &Loaded) -> Result<(Differences, Prepared), WiringError> {
+        let model = &loaded.model;
         let mut profiles = lock(&self.profiles);
         let previous = self.snapshot.load_full();
         let audit = self.parts.audit(model)?;
-        let (snapshot, slots) = self.parts.build(model, &mut profiles, Some(&previous))?;
+        let (snapshot, slots) = self.parts.build(loaded, &mut profiles, Some(&previous))?;
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots.into_keys().collect());
         self.parts.access.apply(model);
@@ -150,10 +153,11 @@ impl Parts {
 
     fn build(
         &self,
-        model: &Model,
+        loaded: &Loaded,
         profiles: &mut TlsProfiles,
         previous: Option<&Snapshot>,
     ) -> Result<(Snapshot, HashMap<TokenKey, Slots>), WiringError> {
+        let model = &loaded.model;
         let trust = Trust::new(&model.trust);
         let policy = AddressPolicy::new(model, &self.listeners);
         let egress = &model.egress;
@@ -162,9 +166,8 @@ impl Parts {
         let settings = NetworkSettings { hosts: &model.hosts, policy, egress_proxy };
         let dialer = Dialer::new(settings, &self.tasks, previous.map(|previous| &previous.dialer));
         let authority = authority(model, previous)?;
-        let tracer = self.tracer(model, &trust)?;
-        let mut clients = HttpClients::new(trust.clone(), dialer.clone());
-        clients.tracer = tracer.clone();
+        let mut clients = HttpClients::new(trust.clone(), dialer);
+        clients.tracer = self.tracer(model, &trust)?;
         // All fallible steps first: a failure must leave the cache unchanged.
         let secure = |(name, tls): (&Name, _)| {
             let failed = |source| WiringError::Listener { listener: name.clone(), source };
@@ -188,8 +191,9 @@ impl Parts {
         // A listener removed from the configuration stays open until the restart.
         let mut listener_tls = previous.map(|previous| previous.listener_tls.clone()).unwrap_or_default();
         listener_tls.extend(secured);
-        let parts = (&self.metrics, tracer, links, sign_in);
-        let snapshot = Snapshot::build(model, &trust, profiles, dialer, parts, (listener_tls, authority), of);
+        let parts = (&self.metrics, links, sign_in);
+        let clients = Arc::new(clients);
+        let snapshot = Snapshot::build(loaded, &trust, profiles, clients, parts, (listener_tls, authority), of);
         Ok((snapshot, live.into_iter().map(|(key, live)| (key, live.slots)).collect()))
     }
 

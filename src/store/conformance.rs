@@ -42,6 +42,12 @@ pub async fn every_store(store: &dyn Store, kept: SecretsAndDefinitions) {
     a_full_namespace_evicts_its_note_that_expires_first(store).await;
 }
 
+/// True in a long run, which `.ci/long` starts.
+#[allow(clippy::disallowed_methods, reason = "the duration of a test run is not configuration")]
+pub fn long_run() -> bool {
+    std::env::var_os("KEYBEARER_LONG").is_some()
+}
+
 fn key(connection: &str, subject: Option<&str>) -> TokenKey {
     let key = TokenKey::of_connection(Name::parse(connection).expect("a name"));
     TokenKey { subject: subject.map(|text| Subject::parse(text).expect("a subject")), ..key }

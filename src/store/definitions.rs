@@ -78,7 +78,7 @@ pub struct CatalogChange {
 }
 
 /// A catalog with its definitions.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Definitions {
     /// The catalog that was read last.
     pub catalog: Catalog,
@@ -113,6 +113,13 @@ impl Definitions {
             return Ok(true);
         }
         Err(StoreError::Unavailable("the definitions change too often to be read; try again".to_owned()))
+    }
+
+    /// Follows a change that this process has made.
+    pub fn replace(&mut self, catalog: Catalog, change: CatalogChange) {
+        self.texts.extend(change.put.into_iter().map(|(name, (_, text))| (name, Ok(text))));
+        self.texts.retain(|name, _| catalog.entries.contains_key(name));
+        self.catalog = catalog;
     }
 }
 

@@ -84,10 +84,11 @@ impl Target {
             Target::Off => {}
             Target::File(queue) => queue.push(at, line(at, Kind::Change.as_str(), record)),
             Target::Log => {
-                let Change { outcome, cause, user, from, added, changed, removed, restart_required, problems } = record;
-                let [added, changed, removed] = [added, changed, removed].map(|names| names.join(" "));
+                let Change { outcome, cause, user, from, restart_required, problems, .. } = record;
+                let names = [record.added, record.changed, record.removed, record.fields];
+                let [added, changed, removed, fields] = names.map(|names| names.join(" "));
                 let from = from.map(tracing::field::display);
-                tracing::info!(target: TARGET, audit = Kind::Change.as_str(), outcome, cause, user, from, added, changed, removed,
+                tracing::info!(target: TARGET, audit = Kind::Change.as_str(), outcome, cause, user, from, added, changed, removed, fields,
                     restart_required = restart_required.join(" "), problems, "configuration change");
             }
         }

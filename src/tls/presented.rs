@@ -22,8 +22,7 @@ pub async fn presented_issuer(conn: impl AsyncRead + AsyncWrite + Unpin, host: &
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned()).ok()?;
     // The recorder refuses every certificate.
     let _ = TlsConnector::from(Arc::new(config)).connect(name, conn).await;
-    let issuer = lock(&recorder.issuer).take();
-    issuer
+    lock(&recorder.issuer).take()
 }
 
 /// Records the issuer of a certificate and refuses it.

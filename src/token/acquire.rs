@@ -39,6 +39,7 @@ use plan::{
 use record::Saving;
 pub(super) use record::{Poll, RecordCache};
 use request::TokenRequest;
+pub(super) use revoke::{FORGET_LEASE_TERM, FORGET_LEASE_WAIT};
 
 /// First backoff while another replica holds the lease; doubles up to [`LEASE_RETRY_MAX`].
 const LEASE_RETRY_MIN: Duration = Duration::from_millis(20);

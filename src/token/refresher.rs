@@ -239,7 +239,7 @@ impl Refresher {
     async fn revoke(&self, revoke: Revoke) -> bool {
         let Ok(_in_flight) = self.in_flight.acquire().await else { return false };
         let definition = self.acquirer.definition.load_full();
-        let outcome = self.acquirer.revoke(&definition, &revoke.sharers).await;
+        let outcome = self.acquirer.revoke(&definition, &revoke.at_server).await;
         let is_forgotten = outcome.is_ok();
         if is_forgotten {
             self.forget();

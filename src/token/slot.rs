@@ -36,7 +36,7 @@ pub(super) use forced::RejectionBackoff;
 pub use import::{Credential, Import, NotImported};
 use inbox::Inbox;
 pub use refresh::NotRefreshed;
-pub use revoke::{NotRevoked, RevocationOutcome, Revoke, Revoked, Sharers};
+pub use revoke::{AtServer, NotRevoked, RevocationOutcome, Revoke, Revoked, Sharers};
 pub use usage::Usage;
 use usage::{UsageCell, WaitEnd};
 

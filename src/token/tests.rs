@@ -47,6 +47,7 @@ struct Script {
     exchanged: Mutex<Vec<String>>,
     lifetime: Option<Duration>,
     latency: Duration,
+    revocation_latency: Duration,
 }
 
 impl Script {
@@ -74,7 +75,10 @@ impl TokenSource for Source {
 
     fn revoke<'a>(&'a self, token: &'a str, hint: &'static str) -> RevocationFuture<'a> {
         lock(&self.0.revoked).push(format!("{hint} {token}"));
-        Box::pin(async { Ok(Revocation::Revoked) })
+        Box::pin(async {
+            sleep(self.0.revocation_latency).await;
+            Ok(Revocation::Revoked)
+        })
     }
 }
 

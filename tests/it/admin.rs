@@ -30,10 +30,15 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 21] = [
+const ROWS: [(&str, &str, [u16; 5]); 25] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
+    // The connection is a file's; the bodies are empty.
+    ("put", "/api/v1/connections/{name}", [401, 401, 403, 403, 409]),
+    ("patch", "/api/v1/connections/{name}", [401, 401, 403, 400, 400]),
+    ("delete", "/api/v1/connections/{name}", [401, 401, 403, 403, 409]),
+    ("post", "/api/v1/connections:apply", [401, 401, 403, 403, 400]),
     ("get", "/api/v1/connections/{name}/tokens", [401, 401, 200, 200, 200]),
     // Without a refresh token.
     ("put", "/api/v1/connections/{name}/tokens", [401, 401, 403, 422, 422]),

@@ -34,6 +34,7 @@ mod callers;
 mod clients;
 mod commands;
 mod config;
+mod definitions;
 mod consent;
 mod docs;
 mod drain;

@@ -5,7 +5,7 @@
 
 use zeroize::Zeroizing;
 
-use crate::config::reading::written::{Cursor, quoted};
+use crate::config::reading::written::{ShapeRef, quoted, scalar};
 use crate::config::reading::{Kind, NodeRef, Sink, reference, secret};
 
 /// Each key of a map, its node, and its value unless that is null.
@@ -18,7 +18,8 @@ pub struct Literals<'l> {
 }
 
 impl Literals<'_> {
-    pub fn write(&mut self, node: &NodeRef<'_>, shape: Cursor<'_>) {
+    /// `None`: the value has no known shape.
+    pub fn write(&mut self, node: &NodeRef<'_>, shape: Option<ShapeRef<'_>>) {
         match node.kind() {
             _ if node.is_null() => self.json.push_str("null"),
             Kind::Scalar { text, plain, .. } => self.scalar(node, (text.as_str(), *plain), shape),
@@ -27,48 +28,48 @@ impl Literals<'_> {
                 self.json.push('[');
                 for (index, item) in items.iter().enumerate() {
                     self.json.push_str(if index == 0 { "" } else { "," });
-                    self.write(item, shape.item());
+                    self.write(item, shape.and_then(ShapeRef::item));
                 }
                 self.json.push(']');
             }
             Kind::Map(_) => {
                 let pairs = node.pairs(self.sink);
                 let value = |key: &str| pairs.iter().find(|(own, ..)| *own == key)?.2.as_ref();
+                let (is_secret, is_script) = (ShapeRef::may_refer_to_secret, ShapeRef::is_script);
                 match (value("store"), value("file").or(value("env"))) {
-                    (Some(at), _) if shape.is_secret() => self.refuse_stored(at),
-                    (None, Some(_)) if shape.is_secret() => self.secret(node),
-                    (_, Some(file)) if shape.is_script() && pairs.len() == 1 => self.script(file),
+                    (Some(at), _) if shape.is_some_and(is_secret) => self.refuse_stored(at),
+                    (None, Some(_)) if shape.is_some_and(is_secret) => self.secret(node),
+                    (_, Some(file)) if shape.is_some_and(is_script) && pairs.len() == 1 => self.script(file),
                     _ => self.map(&pairs, shape),
                 }
             }
         }
     }
 
-    fn map(&mut self, pairs: Pairs<'_, '_>, shape: Cursor<'_>) {
+    fn map(&mut self, pairs: Pairs<'_, '_>, shape: Option<ShapeRef<'_>>) {
         self.json.push('{');
         for (index, (key, _, value)) in pairs.iter().enumerate() {
             self.json.push_str(if index == 0 { "" } else { "," });
             self.json.push_str(&quoted(key));
             self.json.push(':');
             match value {
-                Some(value) => self.write(value, shape.key(key)),
+                Some(value) => self.write(value, shape.and_then(|shape| shape.key(key))),
                 None => self.json.push_str("null"),
             }
         }
         self.json.push('}');
     }
 
-    fn scalar(&mut self, node: &NodeRef<'_>, (text, plain): (&str, bool), shape: Cursor<'_>) {
-        if shape.is_path() {
-            node.problem(self.sink, "a file cannot be sent to an instance", remedy(&node.path));
-            return;
+    fn scalar(&mut self, node: &NodeRef<'_>, (text, plain): (&str, bool), shape: Option<ShapeRef<'_>>) {
+        if shape.is_some_and(ShapeRef::is_path) {
+            return node.problem(self.sink, "a file cannot be sent to an instance", remedy(&node.path));
         }
-        let has_dollar = shape.is_known() && text.contains("${");
-        let filled = if has_dollar { reference::text(node, self.sink) } else { None };
+        let may_refer = shape.is_some() && text.contains("${");
+        let filled = if may_refer { reference::text(node, self.sink) } else { None };
         let json = match filled {
             // A claim that is filled in is a string, whatever it looks like.
-            Some(filled) if filled.has_reference => shape.scalar(&escaped(&Zeroizing::new(filled.value)), false),
-            _ => shape.scalar(text, plain),
+            Some(filled) if filled.has_reference => scalar(shape, &escaped(&Zeroizing::new(filled.value)), false),
+            _ => scalar(shape, text, plain),
         };
         self.json.push_str(&Zeroizing::new(json));
     }

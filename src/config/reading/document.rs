@@ -1,34 +1,20 @@
 //! A YAML tree with the line and column of each key and value, built in one pass over the parser's events.
 //!
 //! Invariants: size, depth and number of nodes are bounded, with aliases counted as if expanded; nothing recurses; a
-//! scalar keeps its text as written. Duplicate keys and tags are flaws; a second document is an error.
+//! scalar keeps its text as written, and is wiped on drop. Duplicate keys and tags are flaws; a second document is an
+//! error. Valid JSON is parsed as such (`json`).
 //! Not here: the meaning of keys (`node`), references (`reference`).
+
+mod json;
+mod limits;
 
 use std::collections::HashMap;
 use std::ops::Range;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+use zeroize::Zeroize as _;
 
-/// Maximum size of a file.
-pub const BYTES_MAX: usize = 4 * 1024 * 1024;
-/// Maximum nesting of lists and maps.
-pub const DEPTH_MAX: usize = 32;
-/// Maximum number of keys, scalars, lists and maps, with aliases expanded.
-pub const NODES_MAX: usize = 500_000;
-
-/// Size limits of a document.
-#[derive(Debug, Clone, Copy)]
-pub struct Limits {
-    pub bytes: usize,
-    /// As [`NODES_MAX`].
-    pub nodes: usize,
-}
-
-impl Limits {
-    pub const FILE: Limits = Limits { bytes: BYTES_MAX, nodes: NODES_MAX };
-    /// An export of every definition in a store.
-    pub const EXPORT: Limits = Limits { bytes: 64 * 1024 * 1024, nodes: 4_000_000 };
-}
+pub use limits::{BYTES_MAX, DEPTH_MAX, Limits};
 
 /// A document. Nodes and entries are referred to by index; an alias is the index of its anchor's node.
 #[derive(Debug, Default)]
@@ -89,11 +75,15 @@ impl Document {
 
     /// As [`Document::parse`], with other limits.
     pub fn parse_within(text: &str, limits: Limits) -> Result<(Document, Vec<Flaw>), Flaw> {
-        let mut builder = Builder { nodes_max: limits.nodes, ..Builder::default() };
+        let mut builder = Builder::within(limits);
         if text.len() > limits.bytes {
-            return Err(too_big(limits.bytes));
+            return Err(limits.too_big());
         }
-        for event in Parser::new_from_str(text.strip_prefix('\u{feff}').unwrap_or(text)) {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        if let Some(parsed) = json::parse(text, limits) {
+            return parsed;
+        }
+        for event in Parser::new_from_str(text) {
             let (event, span) = event.map_err(|error| {
                 let mark = error.marker();
                 builder.flaw(
@@ -121,6 +111,17 @@ impl Document {
     }
 }
 
+/// Wipes the texts, which may be secrets.
+impl Drop for Document {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            if let Kind::Scalar { text, .. } = &mut node.kind {
+                text.zeroize();
+            }
+        }
+    }
+}
+
 impl Node {
     pub fn is_null(&self) -> bool {
         let Kind::Scalar { text, plain, absent } = &self.kind else { return false };
@@ -132,11 +133,6 @@ impl Node {
 pub fn empty() -> Document {
     let node = Node { line: 1, column: 1, kind: Kind::Map(0..0), size: 1, height: 1 };
     Document { nodes: vec![node], entries: Vec::new(), root: Some(0) }
-}
-
-fn too_big(bytes_max: usize) -> Flaw {
-    let message = format!("is larger than {} MiB", bytes_max / 1024 / 1024);
-    Flaw { line: 1, column: 1, path: String::new(), message, hint: "split it into files under `include`" }
 }
 
 /// Appends `key` to `path`.
@@ -174,7 +170,17 @@ enum Content {
     Map { entries: Vec<Entry>, lines: HashMap<String, usize>, key: Option<(String, Mark)> },
 }
 
+impl Content {
+    fn map() -> Content {
+        Content::Map { entries: Vec::new(), lines: HashMap::new(), key: None }
+    }
+}
+
 impl Builder {
+    fn within(limits: Limits) -> Builder {
+        Builder { nodes_max: limits.nodes, ..Builder::default() }
+    }
+
     fn event(&mut self, event: Event<'_>, span: Span) -> Result<(), Flaw> {
         let mark = (span.start.line(), span.start.col() + 1);
         match event {
@@ -196,8 +202,7 @@ impl Builder {
             }
             Event::MappingStart(anchor, tag) => {
                 self.tag(mark, tag.is_some());
-                let content = Content::Map { entries: Vec::new(), lines: HashMap::new(), key: None };
-                return self.start(Open { mark, anchor, content });
+                return self.start(Open { mark, anchor, content: Content::map() });
             }
             Event::SequenceEnd | Event::MappingEnd => return self.end(mark),
             Event::Alias(anchor) => return self.alias(mark, anchor),

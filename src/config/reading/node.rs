@@ -68,7 +68,7 @@ impl<'a> NodeRef<'a> {
         }
     }
 
-    pub(super) fn to_problem(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
+    pub fn to_problem(&self, message: impl Into<String>, hint: impl Into<String>) -> Problem {
         let NodeRef { line, column, ref path, .. } = *self;
         let file = self.source.path.clone();
         let (message, hint) = (message.into(), hint.into());
@@ -116,28 +116,31 @@ impl<'a> NodeRef<'a> {
         self.pair(entry).2
     }
 
-    /// The value at `path`, or the closest one above it that exists.
-    pub fn nearest(&self, path: &str) -> NodeRef<'a> {
-        let mut node = self.clone();
-        while let Some(child) = node.child_towards(path) {
-            node = child;
+    /// The value at `path` with its key, or the innermost value that contains it. The key is the value itself in a list,
+    /// or if it is the whole text.
+    pub fn closest(&self, path: &str) -> (NodeRef<'a>, NodeRef<'a>) {
+        let mut found = (self.clone(), self.clone());
+        while let Some(next) = found.1.child_towards(path) {
+            found = next;
         }
-        node
+        found
     }
 
-    fn child_towards(&self, path: &str) -> Option<NodeRef<'a>> {
+    /// The item of a list or the value of a map that is at `path` or contains it, with its key.
+    fn child_towards(&self, path: &str) -> Option<(NodeRef<'a>, NodeRef<'a>)> {
         match self.kind() {
             Kind::Scalar { .. } => None,
             Kind::List(numbers) => {
-                let rest = path.strip_prefix(self.path.as_str())?;
-                let index: usize = rest.strip_prefix('[')?.split_once(']')?.0.parse().ok()?;
-                Some(self.child(*numbers.get(index)?, format!("{}[{index}]", self.path)))
+                let index = path.strip_prefix(self.path.as_str())?.strip_prefix('[')?.split_once(']')?.0;
+                let number = numbers.get(index.parse::<usize>().ok()?)?;
+                let item = self.child(*number, format!("{}[{index}]", self.path));
+                Some((item.clone(), item))
             }
             Kind::Map(range) => range.clone().find_map(|entry| {
-                let key = document::join(&self.path, &self.source.document.entry(entry).key);
-                let rest = path.strip_prefix(key.as_str())?;
-                let (_, key_node, value) = self.pair(entry);
-                (rest.is_empty() || rest.starts_with(['.', '['])).then(|| value.unwrap_or(key_node))
+                let child = document::join(&self.path, &self.source.document.entry(entry).key);
+                let rest = path.strip_prefix(child.as_str())?;
+                let (_, key, value) = self.pair(entry);
+                (rest.is_empty() || rest.starts_with(['.', '['])).then(|| (key.clone(), value.unwrap_or(key)))
             }),
         }
     }

@@ -21,6 +21,13 @@ type ScalarText = fn(Scalar, &str, bool) -> String;
 /// The shapes of all values below one definition of the schema.
 pub struct Shapes(Vec<Shape>);
 
+/// The shape of one value.
+#[derive(Clone, Copy)]
+pub struct ShapeRef<'s> {
+    shapes: &'s Shapes,
+    index: usize,
+}
+
 #[derive(Default)]
 struct Shape {
     scalar: Scalar,
@@ -31,13 +38,6 @@ struct Shape {
     items: Option<usize>,
     /// The path of a file.
     is_path: bool,
-}
-
-/// The shape of one value, if known; follows the value from the definition down.
-#[derive(Clone, Copy)]
-pub struct Cursor<'s> {
-    shapes: &'s Shapes,
-    index: Option<usize>,
 }
 
 /// From the weakest to the strongest: the strongest of several alternatives wins.
@@ -89,9 +89,9 @@ impl Shapes {
         index
     }
 
-    /// The shape of the whole definition.
-    pub fn cursor(&self) -> Cursor<'_> {
-        Cursor { shapes: self, index: Some(0) }
+    /// The shape of the definition itself.
+    pub fn root(&self) -> ShapeRef<'_> {
+        ShapeRef { shapes: self, index: 0 }
     }
 
     /// The JSON of a value with its secrets in it.
@@ -109,79 +109,79 @@ impl Shapes {
 
     fn text(&self, node: &NodeRef<'_>, scalar: ScalarText) -> Zeroizing<String> {
         let (document, mut json) = (&node.source.document, Zeroizing::default());
-        self.write((document, scalar), document.node(node.number), Some(0), &mut json);
+        write((document, scalar), document.node(node.number), Some(self.root()), &mut json);
         json
-    }
-
-    fn write(&self, (document, scalar): (&Document, ScalarText), node: &Node, shape: Option<usize>, json: &mut String) {
-        let shape = shape.map(|index| &self.0[index]);
-        match &node.kind {
-            _ if node.is_null() => *json += "null",
-            Kind::Scalar { text, plain, .. } => {
-                *json += &scalar(shape.map_or(Scalar::Unknown, |shape| shape.scalar), text, *plain);
-            }
-            Kind::List(items) => {
-                json.push('[');
-                for (index, item) in items.iter().enumerate() {
-                    *json += if index == 0 { "" } else { "," };
-                    self.write((document, scalar), document.node(*item), shape.and_then(|shape| shape.items), json);
-                }
-                json.push(']');
-            }
-            Kind::Map(range) => {
-                json.push('{');
-                for (index, entry) in range.clone().map(|entry| document.entry(entry)).enumerate() {
-                    *json += if index == 0 { "" } else { "," };
-                    *json += &Value::from(entry.key.as_str()).to_string();
-                    json.push(':');
-                    let below = shape.and_then(|shape| shape.keys.get(&entry.key).copied().or(shape.values));
-                    self.write((document, scalar), document.node(entry.value), below, json);
-                }
-                json.push('}');
-            }
-        }
     }
 }
 
-impl<'s> Cursor<'s> {
-    fn shape(self) -> Option<&'s Shape> {
-        self.index.map(|index| &self.shapes.0[index])
+impl<'s> ShapeRef<'s> {
+    fn shape(self) -> &'s Shape {
+        &self.shapes.0[self.index]
     }
 
-    /// The shape of a key's value.
-    pub fn key(self, key: &str) -> Cursor<'s> {
-        let index = self.shape().and_then(|shape| shape.keys.get(key).copied().or(shape.values));
-        Cursor { index, ..self }
+    /// The shape of the value of a key.
+    pub fn key(self, key: &str) -> Option<ShapeRef<'s>> {
+        let index = self.shape().keys.get(key).copied().or(self.shape().values)?;
+        Some(ShapeRef { index, ..self })
     }
 
     /// The shape of the items of a list.
-    pub fn item(self) -> Cursor<'s> {
-        Cursor { index: self.shape().and_then(|shape| shape.items), ..self }
+    pub fn item(self) -> Option<ShapeRef<'s>> {
+        Some(ShapeRef { index: self.shape().items?, ..self })
     }
 
-    pub fn is_known(self) -> bool {
-        self.index.is_some()
+    /// True for a value that may be a secret in a single text.
+    pub fn holds_secret(self) -> bool {
+        matches!(self.shape().scalar, Scalar::Secret | Scalar::Endpoint)
     }
 
     /// True for the path of a file.
     pub fn is_path(self) -> bool {
-        self.shape().is_some_and(|shape| shape.is_path)
+        self.shape().is_path
     }
 
-    /// True for a secret, which may be `{file: PATH}`.
-    pub fn is_secret(self) -> bool {
-        self.shape().is_some_and(|shape| shape.scalar == Scalar::Secret && shape.keys.contains_key("file"))
+    /// True for a secret that may be written as `{file: PATH}`.
+    pub fn may_refer_to_secret(self) -> bool {
+        self.shape().scalar == Scalar::Secret && self.shape().keys.contains_key("file")
     }
 
     /// True for a script: `{file: PATH}`, or its text as `{source: TEXT}`.
     pub fn is_script(self) -> bool {
-        self.key("file").is_path() && self.key("source").is_known()
+        self.shape().keys.contains_key("source") && self.key("file").is_some_and(ShapeRef::is_path)
     }
+}
 
-    /// The JSON of a scalar; `plain`: written without quotes.
-    pub fn scalar(self, text: &str, plain: bool) -> String {
-        self.shape().map_or(Scalar::Unknown, |shape| shape.scalar).unmasked(text, plain)
+fn write((document, scalar): (&Document, ScalarText), node: &Node, shape: Option<ShapeRef<'_>>, json: &mut String) {
+    match &node.kind {
+        _ if node.is_null() => *json += "null",
+        Kind::Scalar { text, plain, .. } => {
+            *json += &scalar(shape.map_or(Scalar::Unknown, |shape| shape.shape().scalar), text, *plain);
+        }
+        Kind::List(items) => {
+            json.push('[');
+            for (index, item) in items.iter().enumerate() {
+                *json += if index == 0 { "" } else { "," };
+                write((document, scalar), document.node(*item), shape.and_then(ShapeRef::item), json);
+            }
+            json.push(']');
+        }
+        Kind::Map(range) => {
+            json.push('{');
+            for (index, entry) in range.clone().map(|entry| document.entry(entry)).enumerate() {
+                *json += if index == 0 { "" } else { "," };
+                *json += &Value::from(entry.key.as_str()).to_string();
+                json.push(':');
+                let below = shape.and_then(|shape| shape.key(&entry.key));
+                write((document, scalar), document.node(entry.value), below, json);
+            }
+            json.push('}');
+        }
     }
+}
+
+/// The JSON of a scalar; `plain`: written without quotes.
+pub fn scalar(shape: Option<ShapeRef<'_>>, text: &str, plain: bool) -> String {
+    shape.map_or(Scalar::Unknown, |shape| shape.shape().scalar).unmasked(text, plain)
 }
 
 /// Adds a schema and its alternatives, with `$ref` resolved.

@@ -260,6 +260,7 @@ fn no_key_of_a_stored_definition_takes_a_path() {
 
 /// A reference in any text is refused, also as a part of it; nothing of its value is shown.
 #[test]
+#[allow(clippy::disallowed_methods, reason = "the value that no problem may show")]
 fn no_text_of_a_stored_definition_is_filled_in() {
     let path = std::env::var_os("PATH").unwrap().into_string().unwrap();
     for key in [

@@ -116,7 +116,7 @@ const SECRETS: [&str; 9] =
     ["client_secret", "password", "key", "token", "variables", "token_params", "set_headers", "headers", "actor_token"];
 
 /// A value for each form that a schema permits, with the path of each text as its text.
-fn samples(schema: &Value, root: &Value, path: &str) -> Vec<Value> {
+pub(super) fn samples(schema: &Value, root: &Value, path: &str) -> Vec<Value> {
     if let Some(target) = schema["$ref"].as_str() {
         return samples(&root["$defs"][target.trim_start_matches("#/$defs/")], root, path);
     }

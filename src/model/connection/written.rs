@@ -58,6 +58,14 @@ pub struct WrittenDefinition {
 }
 
 impl WrittenDefinition {
+    /// `None`: it is defined in a file.
+    pub fn revision(&self) -> Option<Revision> {
+        match self.defined_in {
+            DefinedIn::File(_) => None,
+            DefinedIn::Api(revision) => Some(revision),
+        }
+    }
+
     /// True if the hosts that it names may have private addresses: only files open addresses.
     pub fn opens_addresses(&self) -> bool {
         match self.defined_in {

@@ -13,7 +13,7 @@ use crate::store::CatalogChange;
 use crate::store::definitions::Definitions;
 
 /// The store that the killed process opens.
-pub const STORE_AT: &str = "KEYBEARER_TEST_STORE";
+const STORE_AT: &str = "KEYBEARER_TEST_STORE";
 
 /// Definitions of each change; a change is written in several chunks.
 const DEFINITIONS: usize = 150;
@@ -23,7 +23,13 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Number of kills.
 pub fn rounds() -> u32 {
-    if std::env::var_os("KEYBEARER_LONG").is_some() { 500 } else { 50 }
+    if long_run() { 500 } else { 50 }
+}
+
+/// The store that this process changes; `None` unless [`kill_while_changing`] started it.
+#[allow(clippy::disallowed_methods, reason = "a test passes it to its child process")]
+pub fn store_to_change() -> Option<String> {
+    std::env::var(STORE_AT).ok()
 }
 
 /// Replaces every definition again and again, and prints the generation of each change that is in force.

@@ -23,6 +23,8 @@ use crate::store::seal::{Keyring, SealError, SealedIn, UnsealError};
 
 pub type RecordTable<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
 pub type Table = TableDefinition<'static, &'static [u8], &'static [u8]>;
+/// A [`Table`] as a read transaction sees it.
+pub type OpenTable = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 pub const TOKENS: Table = TableDefinition::new("tokens");
 pub const SECRETS: Table = TableDefinition::new("secrets");
@@ -186,10 +188,7 @@ fn initialise(database: &Database, keyring: &Keyring) -> Result<(), redb::Error>
 }
 
 /// A table that a file of an older version does not have.
-pub fn existing(
-    transaction: &ReadTransaction,
-    table: Table,
-) -> Result<Option<ReadOnlyTable<&'static [u8], &'static [u8]>>, redb::Error> {
+pub fn existing(transaction: &ReadTransaction, table: Table) -> Result<Option<OpenTable>, redb::Error> {
     match transaction.open_table(table) {
         Ok(table) => Ok(Some(table)),
         Err(TableError::TableDoesNotExist(_)) => Ok(None),

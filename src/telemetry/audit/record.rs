@@ -166,7 +166,7 @@ pub struct Refresh<'a> {
 pub struct Change<'a> {
     /// `applied`, `refused` or `failed`.
     pub outcome: &'a str,
-    /// `signal`, `file` or `api`.
+    /// `signal`, `file`, `store` or `api`.
     pub cause: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
@@ -176,6 +176,9 @@ pub struct Change<'a> {
     pub added: &'a [String],
     pub changed: &'a [String],
     pub removed: &'a [String],
+    /// The top-level keys that differ, of a change of one definition over the API.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub fields: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub restart_required: &'a [&'static str],
     #[serde(skip_serializing_if = "Option::is_none")]

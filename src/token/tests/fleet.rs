@@ -18,6 +18,7 @@ mod model;
 use super::*;
 use crate::model::connection::Grant;
 use crate::store::{Refresh, RefreshLife, StoredToken};
+use crate::token::slot::AtServer;
 use model::{Handle, Odds, ROLLBACK_MAX, SimulatedEndpoint, SimulatedStore, World, world};
 
 /// Lifetime of an access token. A refresh is due after 300 to 330 s; the token is usable for 595 s.
@@ -269,7 +270,8 @@ async fn a_revocation_reaches_every_replica_within_the_poll_interval_without_not
         fleet.replicas.iter().filter(|(_, slot)| serves(slot)).count()
     };
     assert_eq!(serving(), 3);
-    let revoked = fleet.replicas[0].1.revoke(Vec::new(), Instant::now() + 60 * SECOND).await;
+    let at_server = AtServer::Revoke { sharers: Vec::new(), until: Instant::now() + 60 * SECOND };
+    let revoked = fleet.replicas[0].1.revoke(at_server, Instant::now() + 70 * SECOND).await;
     assert!(revoked.is_ok(), "{revoked:?}");
     sleep(SECOND).await;
     assert_eq!(serving(), 2, "the other replicas get no notification");

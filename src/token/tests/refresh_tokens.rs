@@ -52,7 +52,17 @@ pub(super) fn start(
     connection: Arc<Connection>,
     results: impl IntoIterator<Item = TokenResult>,
 ) -> Instance {
-    let script = Script { lifetime: Some(60 * SECOND), ..Script::default() };
+    start_with(Script::default(), disk, connection, results)
+}
+
+/// Like `start`, with a token source of its own.
+pub(super) fn start_with(
+    script: Script,
+    disk: Arc<Disk>,
+    connection: Arc<Connection>,
+    results: impl IntoIterator<Item = TokenResult>,
+) -> Instance {
+    let script = Script { lifetime: Some(60 * SECOND), ..script };
     results.into_iter().for_each(|result| script.push(result));
     let (script, clock) = (Arc::new(script), Clock::simulated());
     let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());

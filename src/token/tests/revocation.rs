@@ -1,16 +1,25 @@
 //! Revocation, refresh token expiry, and exchanged callers' tokens.
 
-use super::refresh_tokens::{Instance, password, start, token_response, with_grant};
+use super::disk::Disk;
+use super::refresh_tokens::{Instance, password, start, start_with, token_response, with_grant};
 use super::*;
 use crate::model::connection::{Actor, Grant, Lifetimes, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
-use crate::token::slot::{Consent, RevocationOutcome, Revoked};
+use crate::token::slot::{AtServer, Consent, RevocationOutcome, Revoked, Sharers};
 
 async fn revoke(run: &Instance, shared: Option<&str>) -> Revoked {
     let key = |name: &str| TokenKey::of_connection(Name::parse(name).unwrap());
     let sharers = shared.map(|name| (run.connection.identity(), key(name))).into_iter().collect();
-    run.engine.slot.revoke(sharers, Instant::now() + 10 * SECOND).await.unwrap()
+    run.engine.slot.revoke(within(10 * SECOND, sharers), Instant::now() + 20 * SECOND).await.unwrap()
+}
+
+fn within(time: Duration, sharers: Sharers) -> AtServer {
+    AtServer::Revoke { sharers, until: Instant::now() + time }
+}
+
+fn both(outcome: RevocationOutcome) -> Revoked {
+    Revoked { refresh_token: outcome.clone(), access_token: outcome }
 }
 
 fn revoked(run: &Instance) -> Vec<String> {
@@ -23,10 +32,7 @@ async fn the_refresh_token_is_revoked_before_the_access_token_and_neither_is_use
         start(Default::default(), password(), [token_response("a1", Some("r1")), token_response("a2", Some("r2"))]);
     run.engine.token().await.unwrap();
     let outcome = revoke(&run, None).await;
-    assert_eq!(
-        outcome,
-        Revoked { refresh_token: RevocationOutcome::Revoked, access_token: RevocationOutcome::Revoked }
-    );
+    assert_eq!(outcome, both(RevocationOutcome::Revoked));
     assert_eq!(revoked(&run), ["refresh_token r1", "access_token a1"]);
     sleep(600 * SECOND).await;
     assert_eq!(run.engine.script.calls(), 1, "no request has demanded another token");
@@ -50,10 +56,79 @@ async fn a_grant_shared_with_another_connection_is_not_revoked() {
     run.engine.token().await.unwrap();
     let outcome = revoke(&run, Some("other")).await;
     let other = RevocationOutcome::Shared(TokenKey::of_connection(Name::parse("other").unwrap()));
-    assert_eq!(outcome, Revoked { refresh_token: other.clone(), access_token: other });
+    assert_eq!(outcome, both(other));
     assert!(revoked(&run).is_empty());
     run.engine.token().await.unwrap();
     assert!(run.spent().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_are_forgotten_in_time_if_the_server_does_not_respond() {
+    let script = Script { revocation_latency: 3600 * SECOND, ..Script::default() };
+    let run = start_with(script, Default::default(), password(), [token_response("a1", Some("r1"))]);
+    run.engine.token().await.unwrap();
+    let started = Instant::now();
+    let Revoked { refresh_token, access_token } = revoke(&run, None).await;
+    for outcome in [refresh_token, access_token] {
+        assert!(matches!(&outcome, RevocationOutcome::Failed(why) if why.contains("in time")), "{outcome:?}");
+    }
+    assert!(started.elapsed() <= 11 * SECOND, "{:?}", started.elapsed());
+    assert_eq!(revoked(&run), ["refresh_token r1"], "no request begins after the deadline");
+    assert_eq!(run.stored().await, crate::store::Refresh::None);
+    assert!(run.engine.fresh().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn forgetting_sends_nothing_to_the_server() {
+    let run = start(Default::default(), password(), [token_response("a1", Some("r1"))]);
+    run.engine.token().await.unwrap();
+    let outcome = run.engine.slot.revoke(AtServer::Nothing, Instant::now() + SECOND).await;
+    assert_eq!(outcome, Ok(both(RevocationOutcome::NotRequested)));
+    assert_eq!((revoked(&run), run.stored().await), (Vec::new(), crate::store::Refresh::None));
+    assert!(run.engine.fresh().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_that_only_the_store_has_is_revoked_without_a_slot() {
+    for (outdated, server_responds) in [(false, true), (false, false), (true, true)] {
+        let disk = Arc::<Disk>::default();
+        let run = start(disk.clone(), password(), [token_response("a1", Some("r1"))]);
+        run.engine.token().await.unwrap();
+        let key = run.engine.slot.key.clone();
+        let revocation_latency = if server_responds { Duration::ZERO } else { 3600 * SECOND };
+        let script = Arc::new(Script { revocation_latency, ..Script::default() });
+        let (tasks, metrics) = (Tasks::default(), Metrics::new().unwrap());
+        let cache =
+            TokenCache::new(disk.clone(), Clock::simulated(), tasks, metrics, Events::default(), Audit::default());
+        let client_id = if outdated { "another" } else { "id" }.to_owned();
+        let current = Arc::new(Connection { client_id, active: false, ..(*password()).clone() });
+        let revoked =
+            cache.revoke_stored(&key, (&current, Box::new(Source(script.clone()))), &within(SECOND, Vec::new())).await;
+        let Revoked { refresh_token, access_token } = revoked.unwrap();
+        match (outdated, server_responds) {
+            (false, true) => assert_eq!(refresh_token, RevocationOutcome::Revoked),
+            (false, false) => assert!(matches!(&refresh_token, RevocationOutcome::Failed(why) if why.contains("time"))),
+            (true, _) => assert!(matches!(&refresh_token, RevocationOutcome::Failed(why) if why.contains("earlier"))),
+        }
+        assert_eq!(access_token, refresh_token);
+        let sent: &[&str] = match (outdated, server_responds) {
+            (false, true) => &["refresh_token r1", "access_token a1"],
+            (false, false) => &["refresh_token r1"],
+            (true, _) => &[],
+        };
+        assert_eq!(*lock(&script.revoked), sent);
+        assert_eq!(run.stored().await, crate::store::Refresh::None);
+        assert_eq!((script.calls(), cache.list().len()), (0, 0), "it has no refresher");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_without_a_slot_can_be_forgotten_alone() {
+    let disk = Arc::<Disk>::default();
+    let run = start(disk.clone(), password(), [token_response("a1", Some("r1"))]);
+    run.engine.token().await.unwrap();
+    run.engine.cache.forget_stored(&run.engine.slot.key).await.unwrap();
+    assert_eq!((revoked(&run), run.stored().await), (Vec::new(), crate::store::Refresh::None));
 }
 
 fn with_ten_hour_refresh_token() -> Arc<Connection> {
@@ -119,5 +194,9 @@ async fn each_callers_token_is_exchanged_once_and_not_stored() {
     }
     assert_eq!(tokens, ["token-1", "token-2", "token-1"]);
     assert_eq!(*lock(&script.exchanged), ["one", "other"]);
+    let slot = slots.slot_of_token(&Secret::new("other"));
+    let outcome = slot.revoke(within(SECOND, Vec::new()), Instant::now() + 2 * SECOND).await.unwrap();
+    assert_eq!(outcome, Revoked { access_token: RevocationOutcome::Revoked, ..Revoked::default() });
+    assert_eq!(*lock(&script.revoked), ["access_token token-2"]);
     assert!(crate::store::TokenStore::list(&*store, &connection.name, None, 10).await.unwrap().is_empty());
 }

@@ -12,10 +12,20 @@ pub const MANAGER: &str = "a-manager-of-these-tests-0123456789";
 
 /// Calls the API as a manager.
 pub async fn call(admin: SocketAddr, method: &str, path: &str, body: &Value) -> RawResponse {
-    let body = body.to_string();
+    call_as(MANAGER, admin, (method, path), "Content-Type: application/json\r\n", &body.to_string()).await
+}
+
+/// Calls the API with a user's token and further header lines.
+pub async fn call_as(
+    token: &str,
+    admin: SocketAddr,
+    (method, path): (&str, &str),
+    lines: &str,
+    body: &str,
+) -> RawResponse {
     let head = format!(
-        "{method} /api/v1{path} HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {MANAGER}\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        "{method} /api/v1{path} HTTP/1.1\r\nHost: {admin}\r\nAuthorization: Bearer {token}\r\n{lines}\
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
     );
     raw::send(admin, &[head.as_bytes(), body.as_bytes()].concat()).await

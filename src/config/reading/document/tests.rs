@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
+use super::limits::NODES_MAX;
 use super::*;
 use crate::config::tests::cpu_time;
 

@@ -1,7 +1,7 @@
 //! Tests of definitions in a file: kills, damage, files of an older version, export, import and reseal.
 
 use super::*;
-use crate::store::conformance::{change, crash, in_force, many_definitions, put};
+use crate::store::conformance::{change, crash, in_force, long_run, many_definitions, put};
 use crate::store::definitions::Definitions;
 use crate::store::transfer::{Tally, TransferError, export, import, reseal};
 use crate::store::{Catalog, CatalogChange, DefinitionStore as _};
@@ -10,7 +10,7 @@ use file::{CATALOG, DEFINITIONS};
 #[tokio::test]
 async fn many_definitions_are_changed_at_once() {
     let (_dir, _path, store) = store();
-    let count = if std::env::var_os("KEYBEARER_LONG").is_some() { 10_000 } else { 2_000 };
+    let count = if long_run() { 10_000 } else { 2_000 };
     let took = many_definitions(&store, count).await;
     println!("{count} definitions changed in {took:?}");
     assert!(took < 10 * SECOND, "{took:?}");
@@ -34,7 +34,7 @@ async fn a_kill_leaves_the_old_or_the_new_definitions_and_never_both() {
 #[tokio::test]
 #[ignore = "runs as a child of a_kill_leaves_the_old_or_the_new_definitions_and_never_both"]
 async fn changes_definitions_until_killed() {
-    let Some(path) = std::env::var_os(crash::STORE_AT) else { return };
+    let Some(path) = crash::store_to_change() else { return };
     crash::change_until_killed(&open_at(Path::new(&path), ring(1, &[])).unwrap()).await;
 }
 

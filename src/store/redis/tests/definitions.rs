@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::*;
-use crate::store::conformance::{self, change, crash, in_force, many_definitions, name, put};
+use crate::store::conformance::{self, change, crash, in_force, long_run, many_definitions, name, put};
 use crate::store::definitions::{self, Definitions};
 use crate::store::transfer::{self, Table, Tally};
 
@@ -30,7 +30,7 @@ async fn used(store: &RedisStore) -> Catalog {
 async fn many_definitions_are_changed_at_once() {
     let redis = Redis::start().await;
     let (store, _tasks) = open(&redis, 1);
-    let many = if std::env::var_os("KEYBEARER_LONG").is_some() { 10_000 } else { 2_000 };
+    let many = if long_run() { 10_000 } else { 2_000 };
     let took = many_definitions(&store, many).await;
     println!("{many} definitions changed in {took:?}");
     assert!(took < 10 * SECOND, "{took:?}");
@@ -69,7 +69,7 @@ async fn a_kill_leaves_the_old_or_the_new_definitions_and_never_both() {
 #[tokio::test]
 #[ignore = "runs as a child of a_kill_leaves_the_old_or_the_new_definitions_and_never_both"]
 async fn changes_definitions_until_killed() {
-    let Some(port) = std::env::var(crash::STORE_AT).ok().and_then(|text| text.parse().ok()) else { return };
+    let Some(port) = crash::store_to_change().and_then(|text| text.parse().ok()) else { return };
     let (store, _tasks) = open_as(port, RedisKind::Server, Keyring::new(&SealKey::new([1; 32]), &[]).expect("a key"));
     crash::change_until_killed(&store).await;
 }

@@ -21,7 +21,8 @@ fn is_connected(last_page: &Value) -> bool {
 
 #[tokio::test]
 async fn three_subjects_of_two_callers_each_get_the_token_of_their_own_account() {
-    let server = AuthorizationServer::op(json!({})).await;
+    // Tokens outlive the test, which counts token requests.
+    let server = AuthorizationServer::op(json!({"lifetime": 600})).await;
     let upstream = Upstream::start(&server).await;
     let callers = "callers: [{name: desk, secret: desk-secret, subjects: [ann, bob]}, \
                    {name: night, secret: night-secret, subjects: [\"c*\"]}]\n";

@@ -1,0 +1,283 @@
+//! Changes of definitions over the API: read the store anew, plan, load files and definitions, write, put in force.
+//!
+//! Invariants: what is written has passed the validator together with the files and all other definitions; the write
+//! compares the catalog, so a change that another replica has overtaken starts again; a refused change writes nothing.
+//! Not here: the text of a changed definition (`config::edit`), the write (`store::definitions`).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::{Differences, Outcome, Reloader};
+use crate::admin::{Change, ChangeRequest, Changed, NotChanged, Precondition};
+use crate::config::{self, Edited, Editor, Loaded, Problem, StoredDefinition};
+use crate::model::connection::{Connection, DefinedIn, Revision};
+use crate::model::secret::Secret;
+use crate::model::{Name, StoreKind};
+use crate::store::{Catalog, CatalogChange, Definitions, StoreError};
+use crate::telemetry::events::Event;
+
+/// Attempts to change a catalog that other replicas keep replacing.
+const CHANGE_ATTEMPTS: usize = 5;
+
+/// The definitions in the order of their names, of which the validator prefers the first.
+pub fn stored(definitions: &Definitions) -> Vec<StoredDefinition> {
+    let stored = |(name, revision): (&Name, &Revision)| {
+        let text = match definitions.texts.get(name) {
+            Some(Ok(text)) => Ok(text.clone()),
+            Some(Err(error)) => Err(error.to_string()),
+            None => Err("it has no text".to_owned()),
+        };
+        StoredDefinition { name: name.clone(), revision: *revision, text }
+    };
+    definitions.catalog.entries.iter().map(stored).collect()
+}
+
+/// What a change does to the definitions in the store.
+#[derive(Default)]
+struct Plan {
+    put: BTreeMap<Name, (Revision, Edited)>,
+    /// Valid names whose text stays as it is.
+    unchanged: BTreeMap<Name, (Revision, Edited)>,
+    remove: BTreeSet<Name>,
+}
+
+impl Plan {
+    fn new(change: &Change, present: &Definitions, editor: &Editor) -> Result<Plan, NotChanged> {
+        let mut plan = Plan::default();
+        let entries = &present.catalog.entries;
+        match change {
+            Change::Put { name, body, precondition } => {
+                check(precondition, entries.get(name).copied())?;
+                plan.edit(name, present, |text| editor.replace(name, body, text)).map_err(NotChanged::Refused)?;
+            }
+            Change::Merge { name, patch, precondition } => {
+                check(precondition, Some(*entries.get(name).ok_or(NotChanged::Unknown)?))?;
+                let unreadable =
+                    || NotChanged::Failed("the definition in the store cannot be read; replace it".to_owned());
+                let text = text(present, name).ok_or_else(unreadable)?;
+                plan.edit(name, present, |_| editor.merge(name, patch, text)).map_err(NotChanged::Refused)?;
+            }
+            Change::Remove { name, precondition } => {
+                check(precondition, Some(*entries.get(name).ok_or(NotChanged::Unknown)?))?;
+                plan.remove.insert(name.clone());
+            }
+            Change::Apply { definitions, prune } => {
+                let mut problems = Vec::new();
+                for (name, body) in definitions {
+                    let edited = plan.edit(name, present, |text| editor.replace(name, body, text));
+                    problems.extend(edited.err().unwrap_or_default());
+                }
+                if !problems.is_empty() {
+                    return Err(NotChanged::Refused(problems));
+                }
+                if *prune {
+                    plan.remove = entries.keys().filter(|name| !definitions.contains_key(*name)).cloned().collect();
+                }
+            }
+        }
+        Ok(plan)
+    }
+
+    fn edit(
+        &mut self,
+        name: &Name,
+        present: &Definitions,
+        edit: impl FnOnce(Option<&str>) -> Result<Edited, Vec<Problem>>,
+    ) -> Result<(), Vec<(Name, Problem)>> {
+        let named = |problems: Vec<Problem>| -> Vec<_> {
+            problems.into_iter().map(|problem| (name.clone(), problem)).collect()
+        };
+        let edited = edit(text(present, name)).map_err(named)?;
+        match present.catalog.entries.get(name).filter(|_| edited.is_unchanged) {
+            Some(revision) => self.unchanged.insert(name.clone(), (*revision, edited)),
+            None => self.put.insert(name.clone(), (Revision::random(), edited)),
+        };
+        Ok(())
+    }
+
+    /// The definitions after the change; those that it puts are last, so that they, not others, are refused.
+    fn after(&self, present: &Definitions) -> Vec<StoredDefinition> {
+        let mut after = stored(present);
+        after.retain(|definition| !self.put.contains_key(&definition.name) && !self.remove.contains(&definition.name));
+        let put = self.put.iter().map(|(name, (revision, edited))| {
+            let (name, text) = (name.clone(), Ok(edited.text.clone()));
+            StoredDefinition { name, revision: *revision, text }
+        });
+        after.extend(put);
+        after
+    }
+
+    /// Checks that the definitions of the change are valid, and that it invalidates no other. `aside`: what was not in
+    /// force before.
+    fn check(&self, loaded: &Loaded, aside: &BTreeSet<Name>) -> Result<(), NotChanged> {
+        let (mut refused, mut others) = (Vec::new(), Vec::new());
+        for set_aside in &loaded.set_aside {
+            let name = &set_aside.name;
+            let own = self.put.get(name).or_else(|| self.unchanged.get(name));
+            let problems = set_aside.problems.iter().cloned();
+            match own {
+                Some((_, edited)) => refused.extend(problems.map(|problem| (name.clone(), edited.locate(problem)))),
+                None if !aside.contains(name) => others.extend(problems.map(|problem| (name.clone(), problem))),
+                None => {}
+            }
+        }
+        match (refused.is_empty(), others.is_empty()) {
+            (true, true) => Ok(()),
+            (false, _) => Err(NotChanged::Refused(refused)),
+            (true, false) => Err(NotChanged::InUse(others)),
+        }
+    }
+
+    fn catalog_change(&self) -> CatalogChange {
+        let put =
+            |(name, (revision, edited)): (&Name, &(Revision, Edited))| (name.clone(), (*revision, edited.text.clone()));
+        CatalogChange { put: self.put.iter().map(put).collect(), remove: self.remove.clone() }
+    }
+
+    fn changes_nothing(&self) -> bool {
+        self.put.is_empty() && self.remove.is_empty()
+    }
+
+    /// `before`: the catalog that the change replaces.
+    fn changed(&self, change: &Change, before: &Catalog, loaded: &Loaded) -> Changed {
+        let (changed, created) = self.put.keys().cloned().partition(|name| before.entries.contains_key(name));
+        let unchanged = self.unchanged.keys().cloned().collect();
+        let removed = self.remove.iter().cloned().collect();
+        let one = match change {
+            Change::Put { name, .. } | Change::Merge { name, .. } => {
+                self.put.get(name).or_else(|| self.unchanged.get(name)).map(|own| (name, own))
+            }
+            Change::Remove { .. } | Change::Apply { .. } => None,
+        };
+        let (revision, fields) = one.map(|(_, (revision, edited))| (*revision, edited.fields.clone())).unzip();
+        let connection = one.and_then(|(name, _)| loaded.model.connections.iter().find(|own| own.name == *name));
+        let (fields, connection) = (fields.unwrap_or_default(), connection.cloned());
+        Changed { created, changed, unchanged, removed, fields, revision, connection }
+    }
+}
+
+/// The present text of a definition; `None`: there is none, or it cannot be read.
+fn text<'a>(present: &'a Definitions, name: &Name) -> Option<&'a str> {
+    present.texts.get(name)?.as_ref().ok().map(Secret::expose)
+}
+
+/// Checks the precondition against the revision in the store.
+fn check(precondition: &Precondition, present: Option<Revision>) -> Result<(), NotChanged> {
+    let holds = match precondition {
+        Precondition::Unconditional => true,
+        Precondition::Absent if present.is_some() => return Err(NotChanged::PreconditionRequired),
+        Precondition::Absent | Precondition::New => present.is_none(),
+        Precondition::Existing => present.is_some(),
+        Precondition::Revisions(revisions) => present.is_some_and(|present| revisions.contains(&present)),
+    };
+    if holds { Ok(()) } else { Err(NotChanged::PreconditionFailed) }
+}
+
+impl Reloader {
+    /// Makes a change and replies.
+    pub(super) async fn change(&mut self, request: ChangeRequest) {
+        let outcome = self.try_change(&request).await;
+        if let Err(error) = &outcome {
+            let names = request.change.names().len();
+            tracing::info!(
+                user = request.by.user.as_ref().map(Name::as_str),
+                names,
+                reason = error.word(),
+                "definitions not changed"
+            );
+        }
+        // The client may have disconnected.
+        let _ = request.reply.send(outcome);
+    }
+
+    async fn try_change(&mut self, request: &ChangeRequest) -> Result<Changed, NotChanged> {
+        if !request.change.keeps_nothing() {
+            self.check_writable(&request.change)?;
+        }
+        for _ in 0..CHANGE_ATTEMPTS {
+            self.definitions.update(&**self.wiring.parts.cache.store()).await.map_err(NotChanged::Store)?;
+            let (plan, loaded) = self.plan(&request.change).await?;
+            let changed = plan.changed(&request.change, &self.definitions.catalog, &loaded);
+            if request.dry_run || plan.changes_nothing() {
+                return Ok(changed);
+            }
+            let store = self.wiring.parts.cache.store().clone();
+            let written = store.change_definitions(&self.definitions.catalog, plan.catalog_change()).await;
+            let catalog = match written {
+                Ok(Some(catalog)) => catalog,
+                Ok(None) => continue,
+                Err(StoreError::Unsupported(why)) => return Err(NotChanged::TooLarge(why)),
+                Err(error) => return Err(NotChanged::Store(error)),
+            };
+            self.definitions.replace(catalog, plan.catalog_change());
+            self.put_in_force(request, loaded, &changed)?;
+            return Ok(changed);
+        }
+        Err(NotChanged::Contended)
+    }
+
+    /// Refuses names that a file defines, and every change if editing is off or the store keeps no definitions.
+    fn check_writable(&self, change: &Change) -> Result<(), NotChanged> {
+        let access = self.wiring.parts.access.current();
+        if !access.editing {
+            let name = change.names().first().map(|name| (*name).clone());
+            return Err(NotChanged::ReadOnly { name, path: "admin.editing".to_owned() });
+        }
+        let snapshot = self.wiring.snapshot.load();
+        let files: BTreeMap<&Name, &DefinedIn> =
+            snapshot.connections.iter().map(|bound| of(&bound.connection)).collect();
+        for name in change.names() {
+            // A stored definition that a file has shadowed may be removed.
+            let removes =
+                matches!(change, Change::Remove { .. }) && self.definitions.catalog.entries.contains_key(name);
+            if let (Some(DefinedIn::File(path)), false) = (files.get(name), removes) {
+                return Err(NotChanged::ReadOnly { name: Some(name.clone()), path: path.display().to_string() });
+            }
+        }
+        match self.fixed.store.kind {
+            StoreKind::Memory => Err(NotChanged::NotKept),
+            StoreKind::Embedded { .. } | StoreKind::Redis(_) => Ok(()),
+        }
+    }
+
+    /// Plans a change and loads the configuration that it leads to.
+    async fn plan(&mut self, change: &Arc<Change>) -> Result<(Plan, Loaded), NotChanged> {
+        let aside: BTreeSet<Name> =
+            self.wiring.snapshot.load().set_aside.iter().map(|aside| aside.name.clone()).collect();
+        let (path, vault, editor, change) =
+            (self.path.clone(), self.vault.clone(), self.editor.clone(), change.clone());
+        let present = self.definitions.clone();
+        self.watch.record_stamps();
+        let planned = self.wiring.parts.tasks.blocking(move || {
+            let plan = Plan::new(&change, &present, &editor)?;
+            let files = |problems: config::Problems| NotChanged::Files(problems.problems);
+            let loaded = config::load(&path, vault, &plan.after(&present)).map_err(files)?;
+            plan.check(&loaded, &aside)?;
+            Ok((plan, loaded))
+        });
+        planned.await.unwrap_or_else(|| {
+            Err(NotChanged::Failed("checking the change panicked; this is a bug, please report it".to_owned()))
+        })
+    }
+
+    fn put_in_force(&mut self, request: &ChangeRequest, loaded: Loaded, changed: &Changed) -> Result<(), NotChanged> {
+        let (differences, restart_required) = match self.apply(loaded) {
+            Outcome::Applied { differences, restart_required } => (differences, restart_required),
+            Outcome::Unchanged => (Differences::default(), Vec::new()),
+            // Only `apply` itself could fail.
+            Outcome::Refused(problems) => return Err(NotChanged::Files(problems.problems)),
+            Outcome::Failed(error) => return Err(NotChanged::Failed(error.to_string())),
+        };
+        let user = request.by.user.as_ref().map(Name::as_str);
+        let [created, edited, removed] = [&changed.created, &changed.changed, &changed.removed].map(Vec::len);
+        tracing::info!(user, created, changed = edited, removed, "definitions changed");
+        let parts = &self.wiring.parts;
+        parts.events.publish(parts.clock.now().wall, Event::ConfigurationReloaded { restart_required });
+        self.record_change(&request.by, &differences, &changed.fields);
+        Ok(())
+    }
+}
+
+fn of(connection: &Connection) -> (&Name, &DefinedIn) {
+    (&connection.name, &connection.written.defined_in)
+}
