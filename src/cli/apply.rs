@@ -44,15 +44,11 @@ pub fn apply(arguments: &ApplyArguments) -> ExitCode {
     };
     definitions.warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
     match arguments.send(&mut definitions) {
-        Err(CallError::Refused(refusal)) if refusal["problems"].is_array() => {
+        Err(CallError::Refused(refusal)) if refusal["status"] == 422 && refusal["problems"].is_array() => {
             arguments.report(&definitions, &refusal["problems"])
         }
         Err(CallError::Refused(mut refusal)) if !arguments.instance.json => {
-            let detail = refusal["detail"].as_str().unwrap_or("the instance refused");
-            // Where the instance reads the definition from.
-            let path = refusal["path"].as_str().filter(|path| !detail.contains(path));
-            let path = path.map(|path| format!(" ({path})")).unwrap_or_default();
-            refusal["detail"] = format!("{detail}{path}; nothing was changed").into();
+            refusal["detail"] = explain(&refusal).into();
             instance::fail(&arguments.instance, CallError::Refused(refusal))
         }
         response => instance::finish(&arguments.instance, response, |response| describe(response, arguments.dry_run)),
@@ -117,6 +113,21 @@ impl ApplyArguments {
         print_problems(&problems.problems);
         refuse(&self.file, problems)
     }
+}
+
+/// Why the instance refused all definitions, with the problems that are not those of the files, such as the problems of
+/// connections that use a removed one.
+fn explain(refusal: &Value) -> String {
+    let text = |value: &Value, member: &str| value[member].as_str().unwrap_or_default().to_owned();
+    let (mut detail, path) = (text(refusal, "detail"), text(refusal, "path"));
+    if !detail.contains(&path) {
+        detail += &format!(" ({path})");
+    }
+    for problem in refusal["problems"].as_array().into_iter().flatten() {
+        let [connection, path, message] = ["connection", "path", "message"].map(|member| text(problem, member));
+        detail += &format!("; {}: {message}", format!("{connection} {path}").trim());
+    }
+    detail + "; nothing was changed"
 }
 
 /// A line for each name, and a summary.

@@ -79,7 +79,7 @@ impl Instance {
             return Ok(response);
         }
         let problem: Value = serde_json::from_slice(&response.body).unwrap_or_default();
-        match problem["code"].is_string() || problem["problems"].is_array() {
+        match problem["code"].is_string() {
             true => Err(CallError::Refused(problem)),
             false => Err(self.unknown(&response)),
         }
