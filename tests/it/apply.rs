@@ -1,7 +1,10 @@
 //! `apply` and `export`: what an instance is sent, and how its responses are shown. A scripted server poses as the
 //! instance.
 
+mod instance;
+
 use std::fs::Permissions;
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
@@ -19,10 +22,14 @@ use crate::rig::sidecar::program;
 const TIMEOUT: Duration = Duration::from_secs(40);
 const SECRET: &str = "canary-secret-in-a-file";
 
-/// Runs a command against `instance`; its exit code, stdout and stderr.
 async fn run(instance: &Scripted, arguments: &[&str]) -> (i32, String, String) {
+    output(instance.address, arguments).await
+}
+
+/// Runs a command against the instance at `admin`; its exit code, stdout and stderr.
+async fn output(admin: SocketAddr, arguments: &[&str]) -> (i32, String, String) {
     let mut command = program();
-    command.args(arguments).env("KEYBEARER_ADMIN_URL", format!("http://{}", instance.address));
+    command.args(arguments).env("KEYBEARER_ADMIN_URL", format!("http://{admin}"));
     command.env("KEYBEARER_ADMIN_TOKEN", MANAGER).env("CRM_ID", "id-from-the-environment");
     let output = timeout(TIMEOUT, command.output()).await.expect("exits before the timeout").expect("starts");
     assert!(!output_text(&output).contains(SECRET) && !output_text(&output).contains(MANAGER), "{output:?}");
@@ -96,7 +103,7 @@ async fn problems_of_the_instance_are_shown_at_their_positions_in_the_files() {
         {"connection": "crm", "path": "client_secret", "message": "is needed", "hint": "x", "code": "secret_needed"},
         {"connection": "other", "path": "name", "message": "is in use", "hint": "y"}
     ]);
-    let refusal = json!({"code": "invalid", "detail": "4 problems", "problems": problems});
+    let refusal = json!({"code": "definition_refused", "status": 422, "detail": "4 problems", "problems": problems});
     let instance = Scripted::start(move |_, _| Reply::json(422, &refusal)).await;
     let (_dir, all) = definitions();
     let (crm, maps) = (all.join("crm.yaml"), all.join("maps.yaml"));
@@ -161,12 +168,16 @@ async fn a_refusal_of_the_whole_is_one_sentence_and_fails() {
     let refusals = [
         json!({"code": "read_only", "detail": "`crm` is defined in a file", "path": "/etc/keybearer/keybearer.yaml"}),
         json!({"code": "role_too_low", "detail": "a manager may do this"}),
+        json!({"code": "in_use", "status": 409, "detail": "other connections would no longer be valid",
+            "problems": [{"connection": "web", "path": "routes[0].inject", "message": "no connection is named `crm`"}]}),
     ];
-    let instance = Scripted::start(move |_, before| Reply::json(409, &refusals[before % 2])).await;
+    let instance = Scripted::start(move |_, before| Reply::json(409, &refusals[before])).await;
     let (_dir, all) = definitions();
     for expected in [
         "read_only: `crm` is defined in a file (/etc/keybearer/keybearer.yaml); nothing was changed\n",
         "role_too_low: a manager may do this; nothing was changed\n",
+        "in_use: other connections would no longer be valid; web routes[0].inject: no connection is named `crm`; \
+         nothing was changed\n",
     ] {
         let (code, stdout, stderr) = run(&instance, &["apply", "-f", text(&all)]).await;
         assert_eq!((code, stdout.as_str(), stderr.as_str()), (1, "", expected));
