@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::{JSON, SECRET, config, definition, if_match, wait_until_status};
+use super::{JSON, SECRET, code, config, definition, if_match, wait_until_status};
 use crate::rig::fleet::{SEAL_KEY, store};
 use crate::rig::manager::{MANAGER, call_as};
 use crate::rig::raw::RawResponse;
@@ -74,7 +74,7 @@ async fn two_replicas_share_definitions_and_an_outage_of_redis_changes_nothing()
     made_here_used_and_edited_there(&replicas).await;
     redis.stop().await;
     let refused = replicas.call(0, "PUT", "/connections/two", "", &definition("two", "two.test")).await;
-    assert_eq!((refused.status, refused.code()), (503, "store_unavailable"), "{}", refused.text());
+    assert_eq!((refused.status, code(&refused).as_str()), (503, "store_unavailable"), "{}", refused.text());
     // A reload of the files keeps the definitions.
     let path = replicas.replicas[1].dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&path).expect("the configuration") + "# changed\n";
