@@ -29,6 +29,7 @@ mod token_file;
 mod tokens;
 mod trial;
 mod users;
+mod validate;
 mod view;
 
 use std::sync::Arc;
@@ -59,6 +60,7 @@ pub use listen::{BoundListener, ConnAddrs, TlsInForce, serve};
 pub use preflight::PREFLIGHTS_MAX;
 pub use sign_in_limiter::SignInLimiter;
 pub use users::Access;
+pub use validate::Validator;
 
 /// Outcome of a requested reload.
 #[derive(Debug)]
@@ -102,6 +104,8 @@ pub struct Admin {
     pub event_streams: Arc<Semaphore>,
     /// Permits for `POST preflight`.
     pub preflights: Arc<Semaphore>,
+    /// `None`: there is no file to validate definitions against.
+    pub validator: Option<Arc<Validator>>,
     /// `None`: there is no file to reload.
     pub reload: Option<mpsc::Sender<ReloadRequest>>,
 }

@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::admin::{self, Access, Admin, DeviceNotifier, TlsInForce};
+use crate::admin::{self, Access, Admin, DeviceNotifier, TlsInForce, Validator};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::model::{ListenAt, Listener, Name};
@@ -181,6 +181,8 @@ impl App {
         let (wiring, slots) = Wiring::start(parts, &loaded.model)?;
         wiring.in_force(&loaded.fingerprint, false);
         let (reload, reloads) = mpsc::channel(RELOADS_WAITING_MAX);
+        let validator = self.source.as_ref().map(|source| Validator::new(&source.path, self.opener.clone()));
+        let validator = validator.map(Arc::new);
         let admin = Admin {
             health: health.clone(),
             metrics: metrics.clone(),
@@ -197,6 +199,7 @@ impl App {
             seal,
             tasks: tasks.clone(),
             device_notifier: DeviceNotifier::default(),
+            validator,
             reload: self.source.is_some().then_some(reload),
         };
         let api = admin.clone().api();

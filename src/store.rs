@@ -48,7 +48,9 @@ use crate::model::Name;
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::model::token::TokenKey;
-pub use definitions::{Catalog, CatalogChange, DefinitionStore, KeepsNoDefinitions, Revision, StoredText};
+pub use definitions::{
+    Catalog, CatalogChange, DEFINITION_BYTES_MAX, DefinitionStore, KeepsNoDefinitions, Revision, StoredText,
+};
 pub use embedded::EmbeddedStore;
 pub use error::{OpenError, StoreError};
 pub use keys::sealer;

@@ -15,11 +15,16 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Reads a JSON body; an empty one gives the default.
 pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
+    body_within(BODY_BYTES_MAX, request).await
+}
+
+/// Like [`body`], of at most `bytes_max` bytes.
+pub async fn body_within<T: DeserializeOwned + Default>(bytes_max: usize, request: Request) -> Result<T, Problem> {
     let (parts, body) = request.into_parts();
-    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, BODY_BYTES_MAX)).await;
+    let read = tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, bytes_max)).await;
     let bytes = match read {
         Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) => return Err(read_failed(&error)),
+        Ok(Err(error)) => return Err(read_failed(&error, bytes_max)),
         Err(_) => {
             return Err(Problem::new(
                 StatusCode::REQUEST_TIMEOUT,
@@ -45,10 +50,10 @@ pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, 
     })
 }
 
-fn read_failed(error: &axum::Error) -> Problem {
+fn read_failed(error: &axum::Error, bytes_max: usize) -> Problem {
     let inner = std::error::Error::source(error);
     if inner.is_some_and(|inner| inner.is::<http_body_util::LengthLimitError>()) {
-        let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes");
+        let detail = format!("the body is larger than {bytes_max} bytes");
         return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
     }
     Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body is incomplete")

@@ -109,6 +109,7 @@ fn admin_of(connections: &[String]) -> Admin {
         seal,
         tasks,
         device_notifier: Default::default(),
+        validator: None,
         reload: None,
     }
 }
