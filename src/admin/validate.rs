@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use serde_json::json;
+use tokio::sync::Semaphore;
 
 use super::Admin;
 use super::problem::{Problem, no_file};
@@ -27,11 +28,13 @@ pub struct Validator {
     path: PathBuf,
     /// The store that is open.
     vault: Arc<dyn Vault>,
+    /// One validation runs at a time, even if its request has timed out.
+    permits: Arc<Semaphore>,
 }
 
 impl Validator {
     pub fn new(path: &Path, vault: Arc<dyn Vault>) -> Validator {
-        Validator { path: path.to_owned(), vault }
+        Validator { path: path.to_owned(), vault, permits: Arc::new(Semaphore::new(1)) }
     }
 }
 
@@ -43,8 +46,16 @@ impl Admin {
     pub async fn validate(&self, name: &Name, text: Secret) -> Result<Arc<Connection>, Problem> {
         let validator = self.validator.clone().ok_or_else(no_file)?;
         let definition = StoredDefinition { name: name.clone(), text };
-        let load = move || config::load(&validator.path, validator.vault.clone(), &[definition]);
-        let Ok(loaded) = tokio::time::timeout(VALIDATION_TIMEOUT, self.tasks.blocking(load)).await else {
+        let load = async {
+            // The semaphore is never closed.
+            let permit = validator.permits.clone().acquire_owned().await;
+            let load = move || {
+                let _permit = permit;
+                config::load(&validator.path, validator.vault.clone(), &[definition])
+            };
+            self.tasks.blocking(load).await
+        };
+        let Ok(loaded) = tokio::time::timeout(VALIDATION_TIMEOUT, load).await else {
             let detail = "reading the configuration files did not finish in time; retry";
             let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail);
             return Err(problem.retry_after(RETRY_AFTER));
