@@ -95,9 +95,12 @@ pub async fn permit(role: Role, request: Request, next: Next) -> Response {
     match request.extensions().get::<AuthenticatedUser>() {
         None if is_sign_in(&request) => next.run(request).await,
         Some(user) if user.role >= role => next.run(request).await,
-        _ => {
-            let detail = format!("this requires the role {} or a higher one", role.as_str());
-            Problem::new(StatusCode::FORBIDDEN, ROLE_TOO_LOW, detail).into_response()
-        }
+        _ => role_too_low(role).into_response(),
     }
+}
+
+/// The problem of a user below `role`; the audit records the response as a denial.
+pub fn role_too_low(role: Role) -> Problem {
+    let detail = format!("this requires the role {} or a higher one", role.as_str());
+    Problem::new(StatusCode::FORBIDDEN, ROLE_TOO_LOW, detail)
 }

@@ -15,11 +15,12 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
+use super::auth::role_too_low;
 use super::body::{JSON, MERGE_PATCH, YAML, text};
-use super::problem::{Problem, bad_request, store_unavailable};
+use super::problem::{Problem, bad_request, no_file, store_unavailable};
 use super::revoke::all::{forget_all, revoke_all};
 use super::users::AuthenticatedUser;
 use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, Precondition, view};
@@ -89,8 +90,7 @@ pub async fn patch(
     let body = text(request, DEFINITION_BYTES_MAX, &[MERGE_PATCH, JSON]).await?;
     let patch: Map<String, Value> = serde_json::from_str(&body).map_err(|error| invalid_json(&error))?;
     if user.role < Role::Manager && !switches_active(&patch) {
-        let detail = "an operator may switch `active`, and nothing else; this requires the role manager";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "role_too_low", detail));
+        return Err(role_too_low(Role::Manager));
     }
     let change = Change::Merge { name: name.clone(), patch: patch.into(), precondition };
     let changed = send(&admin, &user, change, query.dry_run).await?;
@@ -169,10 +169,7 @@ pub async fn apply(
 
 /// Sends a change to the task that puts configurations in force, and waits for its outcome.
 pub async fn send(admin: &Admin, user: &AuthenticatedUser, change: Change, dry_run: bool) -> Result<Changed, Problem> {
-    let sender: &mpsc::Sender<_> = admin.reload.as_ref().ok_or_else(|| {
-        let detail = "this instance was started without a configuration file; start it with one to keep definitions";
-        Problem::new(StatusCode::CONFLICT, "no_file", detail)
-    })?;
+    let sender = admin.reload.as_ref().ok_or_else(no_file)?;
     let (reply, outcome) = oneshot::channel();
     let request = ChangeRequest { by: user.person(), change: Arc::new(change), dry_run, reply };
     let done = async {

@@ -95,6 +95,11 @@ pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Resu
     })
 }
 
+/// There is no configuration file to read.
+pub fn no_file() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "no_file", "this instance was started without a configuration file")
+}
+
 /// The store failed.
 pub fn store_unavailable(error: &StoreError) -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", error.to_string())

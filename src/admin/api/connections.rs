@@ -109,15 +109,16 @@ pub const OPERATIONS: &[Operation] = &[
         method: "post",
         path: "/connections/{name}/preflight",
         role: Role::Operator,
-        summary: "Checks the connection against its authorization server: DNS, TLS, clock, metadata, client authentication",
+        summary: "Checks the connection against its authorization server: DNS, TLS, clock, metadata, client authentication; \
+                  a `definition` that is not saved, for managers only",
         responses: &[
             (200, "{checks: [{name, outcome, detail, remedy}]}; outcome is ok, warning, failed or skipped"),
             UNKNOWN,
-            (409, "the connection is inactive"),
-            (422, "the definition of a connection that is not in force cannot be checked yet"),
+            (409, "the connection is inactive, or the configuration files have problems"),
+            (422, "{problems: [{connection, path, line, column, code, message, hint}]}"),
             (503, "too many preflights are in progress"),
         ],
-        members: &[],
+        members: &[("definition", "a connection that is not saved; absent: the connection in force")],
         handler: || post(preflight::preflight),
     },
 ];
