@@ -21,7 +21,7 @@ use zeroize::Zeroizing;
 use super::auth::role_too_low;
 use super::body::{JSON, MERGE_PATCH, YAML, text};
 use super::problem::{Problem, bad_request, no_file, store_unavailable};
-use super::revoke::all::{forget_all, revoke_all};
+use super::revoke::all::{RevokedAll, forget_all, revoke_all};
 use super::users::AuthenticatedUser;
 use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, Precondition, view};
 use crate::config;
@@ -130,13 +130,23 @@ pub async fn remove(
     let bound = snapshot.connections.iter().find(|bound| bound.connection.name == name);
     // The tokens of a definition that a file has shadowed are the file's.
     let is_shadowed = bound.is_some_and(|bound| bound.connection.written.revision().is_none());
-    let revoked = match bound.filter(|_| query.revoke && !is_shadowed) {
-        Some(bound) => Some(revoke_all(&admin, bound, &user).await?),
-        None => None,
+    let forget = async || match is_shadowed {
+        true => Ok(RevokedAll::nothing()),
+        false => forget_all(&admin, &name, &user).await,
     };
+    let tokens = match bound.filter(|_| query.revoke && !is_shadowed) {
+        Some(bound) => revoke_all(&admin, bound, &user).await?,
+        None => forget().await?,
+    };
+    if !tokens.is_complete {
+        let detail = "not every token could be forgotten, so the definition is still in force; retry";
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail);
+        return Err(problem.retry_after(Duration::from_secs(1)).with("tokens", tokens.json()));
+    }
     send(&admin, &user, removal(), false).await?;
-    let forgotten = if is_shadowed { None } else { Some(forget_all(&admin, &name, &user).await?) };
-    let tokens = revoked.or(forgotten).unwrap_or_default();
+    if let Err(problem) = forget().await {
+        tracing::warn!(connection = %name, code = problem.code(), "tokens acquired during the removal are not forgotten");
+    }
     Ok(Json(json!({ "removed": name.as_str(), "tokens": tokens.json() })))
 }
 

@@ -94,6 +94,11 @@ pub async fn forget_all(admin: &Admin, name: &Name, user: &AuthenticatedUser) ->
 }
 
 impl RevokedAll {
+    /// There was no token.
+    pub fn nothing() -> RevokedAll {
+        RevokedAll { is_complete: true, ..RevokedAll::default() }
+    }
+
     fn add(&mut self, key: TokenKey, is_forgotten: bool, revoked: Revoked) {
         let outcomes = [&revoked.refresh_token, &revoked.access_token];
         let group = if outcomes.iter().any(|outcome| matches!(outcome, RevocationOutcome::Failed(_))) {
