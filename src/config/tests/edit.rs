@@ -468,3 +468,13 @@ fn a_patch_changes_what_it_mentions_and_keeps_the_secrets() {
     let problems = Editor::new().merge(&crm(), &json!({}), "[").unwrap_err();
     assert_eq!(problems[0].message, "the stored definition cannot be read");
 }
+
+#[test]
+fn thousands_of_secrets_take_little_work() {
+    let variables: Map<String, Value> = (0..8000).map(|index| (format!("v{index}"), "hunter2".into())).collect();
+    let before = present(json!({ "variables": variables, "client_secret": vec!["hunter2"; 8000] }));
+    let start = cpu_time();
+    let problems = sent_back(&before, json!({ "token_url": "https://b.test/t" })).unwrap_err();
+    assert!(cpu_time() - start < Duration::from_secs(5));
+    assert_eq!((problems.len(), problems[0].path.as_str()), (500, "client_secret[0]"));
+}
