@@ -116,32 +116,40 @@ impl<'a> NodeRef<'a> {
         self.pair(entry).2
     }
 
-    /// The value at `path` with its key, or the innermost value that contains it. The key is the value itself in a list,
-    /// or if it is the whole text.
+    /// The value at `path` with its key, or the innermost value that contains it. An item of a list, and the whole text,
+    /// is its own key.
     pub fn closest(&self, path: &str) -> (NodeRef<'a>, NodeRef<'a>) {
-        let contains = |(_, child): &(NodeRef<'a>, NodeRef<'a>)| {
-            let rest = path.strip_prefix(&child.path);
-            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
         let mut found = (self.clone(), self.clone());
-        while let Some(next) = found.1.children().into_iter().find(contains) {
-            found = next;
+        let mut rest = path.strip_prefix(self.path.as_str()).unwrap_or_default();
+        while let Some((key, value, tail)) = found.1.child_at(rest) {
+            (found, rest) = ((key, value), tail);
         }
         found
     }
 
-    /// The items of a list or the values of a map, each with its key.
-    fn children(&self) -> Vec<(NodeRef<'a>, NodeRef<'a>)> {
+    /// The key and the value at the start of a relative path, and the rest of the path.
+    fn child_at<'p>(&self, path: &'p str) -> Option<(NodeRef<'a>, NodeRef<'a>, &'p str)> {
         match self.kind() {
-            Kind::Scalar { .. } => Vec::new(),
             Kind::List(numbers) => {
-                let item = |(index, number): (usize, &usize)| self.child(*number, format!("{}[{index}]", self.path));
-                numbers.iter().enumerate().map(item).map(|item| (item.clone(), item)).collect()
+                let (index, rest) = path.strip_prefix('[')?.split_once(']')?;
+                let number = numbers.get(index.parse::<usize>().ok()?)?;
+                let item = self.child(*number, format!("{}[{index}]", self.path));
+                Some((item.clone(), item, rest))
             }
-            Kind::Map(range) => {
-                let child = |(_, key, value): (&str, NodeRef<'a>, Option<_>)| (key.clone(), value.unwrap_or(key));
-                range.clone().map(|entry| child(self.pair(entry))).collect()
+            Kind::Map(range) if !path.is_empty() => {
+                let path = path.strip_prefix('.').unwrap_or(path);
+                range.clone().find_map(|entry| {
+                    let name = self.source.document.entry(entry).key.as_str();
+                    let rest = match path.starts_with('[') {
+                        true => path.strip_prefix(document::join("", name).as_str())?,
+                        false => path.strip_prefix(name)?,
+                    };
+                    let (_, key, value) = self.pair(entry);
+                    let is_whole = rest.is_empty() || rest.starts_with(['.', '[']);
+                    is_whole.then(|| (key.clone(), value.unwrap_or(key), rest))
+                })
             }
+            Kind::Map(_) | Kind::Scalar { .. } => None,
         }
     }
 
