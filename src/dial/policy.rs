@@ -99,6 +99,16 @@ impl AddressPolicy {
         self
     }
 
+    /// The same policy without the addresses that connections open: only `hosts` and `allow_private` permit private ones.
+    pub fn without_connections<'a>(&self, hosts: impl Iterator<Item = &'a Host>) -> AddressPolicy {
+        AddressPolicy {
+            allow_private: self.allow_private.clone(),
+            named: hosts.cloned().collect(),
+            own_listeners: self.own_listeners.clone(),
+            ..AddressPolicy::default()
+        }
+    }
+
     /// True if the configuration names exactly this host.
     pub fn names(&self, host: &Host) -> bool {
         self.named.contains(host)
