@@ -16,6 +16,7 @@ mod cookie;
 mod events;
 mod host;
 mod listen;
+mod logo;
 mod openapi;
 mod preflight;
 mod problem;
@@ -56,6 +57,7 @@ use crate::token::TokenCache;
 pub use consent::device::DeviceNotifier;
 pub use events::EVENT_STREAMS_MAX;
 pub use listen::{BoundListener, ConnAddrs, TlsInForce, serve};
+pub use logo::Logos;
 pub use preflight::PREFLIGHTS_MAX;
 pub use sign_in_limiter::SignInLimiter;
 pub use users::Access;
@@ -93,6 +95,7 @@ pub struct Admin {
     pub audit: Audit,
     pub activity: Arc<Activity>,
     pub sign_in_limiter: Arc<SignInLimiter>,
+    pub logos: Arc<Logos>,
     /// Seals session cookies and confirmations.
     pub seal: Arc<Keyring>,
     pub tasks: Tasks,
