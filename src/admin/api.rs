@@ -12,7 +12,8 @@ use axum::{Json, Router};
 use super::openapi::Operation;
 use super::problem::Problem;
 use super::{
-    Admin, actions, activity, auth, connections, consent, events, openapi, preflight, revoke, secrets, session, tokens,
+    Admin, actions, activity, auth, connections, consent, events, logo, openapi, preflight, revoke, secrets, session,
+    tokens,
 };
 use crate::model::Role;
 
@@ -289,6 +290,22 @@ const OPERATIONS: &[Operation] = &[
         responses: &[(200, "text/event-stream"), (503, "too many event streams are open")],
         members: &[],
         handler: || get(events::events),
+    },
+    Operation {
+        method: "get",
+        path: "/connections/{name}/logo",
+        role: Role::Viewer,
+        summary: "The logo of the connection, fetched once from its `logo_url` and encoded again",
+        responses: &[
+            (200, "image/png, at most 128 × 128 pixels"),
+            (
+                404,
+                "no connection has this name, or `no_logo`: it has no `logo_url`, or `detail` says why its logo was refused",
+            ),
+            (503, "the logo is still being fetched; Retry-After"),
+        ],
+        members: &[],
+        handler: || get(logo::get),
     },
 ];
 
