@@ -5,6 +5,7 @@ mod actions;
 mod activity;
 mod commands;
 mod connections;
+mod logo;
 mod roles;
 mod sessions;
 mod tls;
