@@ -132,7 +132,7 @@ async fn a_definition_is_made_used_changed_and_removed() {
     assert_ne!(patched.header("etag"), got.header("etag"));
     let stale = stage.call("PATCH", "/connections/own", &if_match(&got), &patch).await;
     assert_eq!((stale.status, code(&stale).as_str()), (412, "precondition_failed"));
-    stage.sidecar.wait_for_log("fields=\"comments refresh_ahead\"").await;
+    stage.sidecar.wait_for_log("\"fields\":\"comments refresh_ahead\"").await;
 
     let requests = stage.server.count();
     let removed = stage.call("DELETE", "/connections/own", &if_match(&patched), &Value::Null).await;

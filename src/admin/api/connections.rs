@@ -6,7 +6,7 @@ use axum::routing::{delete, get, patch, post, put};
 
 use super::common::UNKNOWN;
 use crate::admin::openapi::Operation;
-use crate::admin::{connections, definitions, preflight};
+use crate::admin::{connections, definitions, logo, preflight};
 use crate::model::Role;
 
 const READ_ONLY: (u16, &str) =
@@ -120,5 +120,21 @@ pub const OPERATIONS: &[Operation] = &[
         ],
         members: &[("definition", "a connection that is not saved; absent: the connection in force")],
         handler: || post(preflight::preflight),
+    },
+    Operation {
+        method: "get",
+        path: "/connections/{name}/logo",
+        role: Role::Viewer,
+        summary: "The logo of the connection, fetched once from its `logo_url` and encoded again",
+        responses: &[
+            (200, "image/png, at most 128 × 128 pixels"),
+            (
+                404,
+                "no connection has this name, or `no_logo`: it has no `logo_url`, or `detail` says why its logo was refused",
+            ),
+            (503, "the logo is still being fetched; Retry-After"),
+        ],
+        members: &[],
+        handler: || get(logo::get),
     },
 ];
