@@ -20,11 +20,10 @@ use zeroize::Zeroizing;
 
 use super::auth::role_too_low;
 use super::body::{JSON, MERGE_PATCH, YAML, text};
-use super::problem::{Problem, bad_request, no_file, store_unavailable};
+use super::problem::{Problem, bad_request, listed, no_file, store_unavailable};
 use super::revoke::all::{RevokedAll, forget_all, revoke_all};
 use super::users::AuthenticatedUser;
 use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, Precondition, view};
-use crate::config;
 use crate::model::connection::Revision;
 use crate::model::{Name, Role};
 use crate::store::{CHANGE_BYTES_MAX, DEFINITION_BYTES_MAX};
@@ -97,9 +96,9 @@ pub async fn patch(
     Ok(respond(&admin, &name, &changed, query.dry_run))
 }
 
-/// True for `{"active": BOOLEAN}`.
+/// True if it changes nothing but `active`.
 fn switches_active(patch: &Map<String, Value>) -> bool {
-    patch.len() == 1 && patch.get("active").is_some_and(Value::is_boolean)
+    patch.iter().all(|(key, value)| key == "active" && value.is_boolean())
 }
 
 #[derive(Debug, Deserialize)]
@@ -316,16 +315,4 @@ pub fn refusal(reason: NotChanged) -> Problem {
         }
         NotChanged::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "change_failed", why),
     }
-}
-
-/// Problems of definitions, each with the name of its connection.
-pub fn listed(problems: &[(Name, config::Problem)]) -> Value {
-    let listed = |(name, problem): &(Name, config::Problem)| {
-        let config::Problem { line, column, path, code, message, hint, .. } = problem;
-        json!({
-            "connection": name.as_str(), "path": path, "line": line, "column": column, "code": code,
-            "message": message, "hint": hint,
-        })
-    };
-    problems.iter().map(listed).collect()
 }

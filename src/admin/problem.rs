@@ -6,6 +6,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
+use crate::config;
+use crate::model::Name;
 use crate::model::token::default_profile;
 use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 use crate::store::StoreError;
@@ -98,6 +100,18 @@ pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Resu
 /// There is no configuration file to read.
 pub fn no_file() -> Problem {
     Problem::new(StatusCode::CONFLICT, "no_file", "this instance was started without a configuration file")
+}
+
+/// Problems of definitions, each with the name of its connection.
+pub fn listed(problems: &[(Name, config::Problem)]) -> Value {
+    let listed = |(name, problem): &(Name, config::Problem)| {
+        let config::Problem { line, column, path, code, message, hint, .. } = problem;
+        json!({
+            "connection": name.as_str(), "path": path, "line": line, "column": column, "code": code,
+            "message": message, "hint": hint,
+        })
+    };
+    problems.iter().map(listed).collect()
 }
 
 /// The store failed.

@@ -141,12 +141,13 @@ async fn killed_while_saving(store: &str) {
     let mut sidecar = Sidecar::start(&text).await;
     let lines = format!("{JSON}If-None-Match: *\r\n");
     let body = of_round(0).to_string();
+    let begin = Instant::now();
     let made = call_as(MANAGER, sidecar.admin(), ("PUT", "/connections/own"), &lines, &body).await;
     assert_eq!(made.status, 201, "{}", made.text());
-    let mut last = 0;
+    let (a_save, mut last) = (begin.elapsed(), 0);
     for round in 1..=KILLS {
         let saving = tokio::spawn(save(sidecar.admin(), round));
-        sleep(Duration::from_micros(fastrand::u64(0..40_000))).await;
+        sleep(a_save.mul_f64(1.5 * fastrand::f64())).await;
         let (dir, addresses, _) = sidecar.crash().await;
         let is_confirmed = saving.await.expect("the request");
         sidecar = Sidecar::start_over(dir, addresses, &[]).await;
