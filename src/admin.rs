@@ -18,6 +18,7 @@ mod definitions;
 mod events;
 mod host;
 mod listen;
+mod logo;
 mod openapi;
 mod preflight;
 mod problem;
@@ -61,6 +62,7 @@ pub use change::{
 pub use consent::device::DeviceNotifier;
 pub use events::EVENT_STREAMS_MAX;
 pub use listen::{BoundListener, ConnAddrs, TlsInForce, serve};
+pub use logo::Logos;
 pub use preflight::PREFLIGHTS_MAX;
 pub use sign_in_limiter::SignInLimiter;
 pub use users::Access;
@@ -78,6 +80,7 @@ pub struct Admin {
     pub audit: Audit,
     pub activity: Arc<Activity>,
     pub sign_in_limiter: Arc<SignInLimiter>,
+    pub logos: Arc<Logos>,
     /// Seals session cookies and confirmations.
     pub seal: Arc<Keyring>,
     pub tasks: Tasks,

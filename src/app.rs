@@ -14,7 +14,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
-use crate::admin::{self, Access, Admin, DeviceNotifier, TlsInForce};
+use crate::admin::{self, Access, Admin, DeviceNotifier, Logos, TlsInForce};
 use crate::clock::Clock;
 use crate::config::{self, Loaded};
 use crate::model::{ListenAt, Listener, Name};
@@ -179,6 +179,7 @@ impl App {
         let (own_clock, own_tasks, own_metrics) = (clock.clone(), tasks.clone(), metrics.clone());
         let cache = TokenCache::new(store, own_clock, own_tasks, own_metrics, events.clone(), audit.clone());
         let (cache, access) = (Arc::new(cache), Arc::new(Access::new(&loaded.model)));
+        let logos = Arc::<Logos>::default();
         let parts = Parts {
             clock: clock.clone(),
             tasks: tasks.clone(),
@@ -186,6 +187,7 @@ impl App {
             health: health.clone(),
             cache: cache.clone(),
             access: access.clone(),
+            logos: logos.clone(),
             events: events.clone(),
             audit: audit.clone(),
             seal: seal.clone(),
@@ -205,6 +207,7 @@ impl App {
             audit: audit.clone(),
             activity: Arc::default(),
             sign_in_limiter: Arc::default(),
+            logos,
             event_streams: Arc::new(Semaphore::new(admin::EVENT_STREAMS_MAX)),
             preflights: Arc::new(Semaphore::new(admin::PREFLIGHTS_MAX)),
             seal,

@@ -121,6 +121,19 @@ impl Dialer {
         Dialer { rules, ..self.clone() }
     }
 
+    /// The same dialer, for URLs that open no address themselves: connections permit it no private address, and no
+    /// special one.
+    pub fn without_connections(&self) -> Dialer {
+        let Rules { hosts, policy, egress_proxy, proxy_policy } = &*self.rules;
+        let rules = Rules {
+            hosts: hosts.clone(),
+            policy: policy.without_connections(hosts.keys()),
+            egress_proxy: egress_proxy.clone(),
+            proxy_policy: proxy_policy.clone(),
+        };
+        Dialer { rules: Arc::new(rules), ..self.clone() }
+    }
+
     /// Checks whether the policy permits `origin`; dialling checks again. Names are looked up in the caller's `turn`.
     /// Sets no deadline itself.
     pub async fn permit(&self, origin: &Origin, turn: &Turn) -> Result<(), DialError> {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::body::body;
-use super::problem::{Problem, bound, definition, no_token};
+use super::problem::{Problem, bound, definition, no_file, no_token};
 use super::users::AuthenticatedUser;
 use super::{Admin, ConfigurationRequest, ReloadOutcome, ReloadRequest, trial, view};
 use crate::model::token::{RefreshToken, Subject};
@@ -148,13 +148,7 @@ pub async fn reload(
     #[serde(deny_unknown_fields)]
     struct EmptyBody {}
     let EmptyBody {} = body(request).await?;
-    let Some(sender) = &admin.reload else {
-        return Err(Problem::new(
-            StatusCode::CONFLICT,
-            "no_file",
-            "this instance was started without a configuration file",
-        ));
-    };
+    let sender = admin.reload.as_ref().ok_or_else(no_file)?;
     tracing::info!(user = %user.name, "reload requested");
     let (reply, outcome) = oneshot::channel();
     let busy =

@@ -15,6 +15,8 @@ use crate::model::Role;
 
 const HOST_UNKNOWN: &str = "host_unknown";
 const ROLE_TOO_LOW: &str = "role_too_low";
+/// `Cache-Control` of the few responses that a browser may cache.
+pub const BROWSER_CACHE: &str = "private, max-age=600";
 /// Relative to the API's base path.
 pub const SESSION_PATH: &str = "/session";
 /// Responses that the audit records as denials.
@@ -24,7 +26,8 @@ const DENIED: [(StatusCode, &str); 3] = [
     (StatusCode::FORBIDDEN, ROLE_TOO_LOW),
 ];
 
-/// Middleware of the API: authenticates the user before anything else, and forbids caching the response.
+/// Middleware of the API: authenticates the user before anything else, and forbids caching the response, unless it has
+/// [`BROWSER_CACHE`].
 pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next) -> Response {
     let (method, uri, addrs) = (request.method().clone(), full_uri(&request), ConnAddrs::of(&request));
     let mut user = None;
@@ -50,8 +53,11 @@ pub async fn guard(State(admin): State<Admin>, mut request: Request, next: Next)
         (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
         (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     ];
+    let is_cacheable = response.headers().get(header::CACHE_CONTROL).is_some_and(|value| value == BROWSER_CACHE);
     for (name, value) in HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        if name != header::CACHE_CONTROL || !is_cacheable {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
     }
     if let Some(code) = DENIED.iter().find_map(|(status, code)| (*status == response.status()).then_some(*code)) {
         record::denial(&admin, addrs.peer, &method, uri.path(), (user.as_ref(), code, response.status()));
@@ -95,9 +101,12 @@ pub async fn permit(role: Role, request: Request, next: Next) -> Response {
     match request.extensions().get::<AuthenticatedUser>() {
         None if is_sign_in(&request) => next.run(request).await,
         Some(user) if user.role >= role => next.run(request).await,
-        _ => {
-            let detail = format!("this requires the role {} or a higher one", role.as_str());
-            Problem::new(StatusCode::FORBIDDEN, ROLE_TOO_LOW, detail).into_response()
-        }
+        _ => role_too_low(role).into_response(),
     }
+}
+
+/// The problem of a user below `role`; the audit records the response as a denial.
+pub fn role_too_low(role: Role) -> Problem {
+    let detail = format!("this requires the role {} or a higher one", role.as_str());
+    Problem::new(StatusCode::FORBIDDEN, ROLE_TOO_LOW, detail)
 }

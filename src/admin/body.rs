@@ -26,7 +26,12 @@ pub const MERGE_PATCH: MediaTypes = &["application/merge-patch+json"];
 
 /// Reads a JSON body; an empty one gives the default.
 pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, Problem> {
-    let text = text(request, BODY_BYTES_MAX, &[JSON]).await?;
+    body_within(BODY_BYTES_MAX, request).await
+}
+
+/// Reads a JSON body of at most `max` bytes.
+pub async fn body_within<T: DeserializeOwned + Default>(max: usize, request: Request) -> Result<T, Problem> {
+    let text = text(request, max, &[JSON]).await?;
     if text.is_empty() {
         return Ok(T::default());
     }

@@ -15,15 +15,15 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
+use super::auth::role_too_low;
 use super::body::{JSON, MERGE_PATCH, YAML, text};
-use super::problem::{Problem, bad_request, store_unavailable};
-use super::revoke::all::{forget_all, revoke_all};
+use super::problem::{Problem, bad_request, listed, no_file, store_unavailable};
+use super::revoke::all::{RevokedAll, forget_all, revoke_all};
 use super::users::AuthenticatedUser;
 use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, Precondition, view};
-use crate::config;
 use crate::model::connection::Revision;
 use crate::model::{Name, Role};
 use crate::store::{CHANGE_BYTES_MAX, DEFINITION_BYTES_MAX};
@@ -89,17 +89,16 @@ pub async fn patch(
     let body = text(request, DEFINITION_BYTES_MAX, &[MERGE_PATCH, JSON]).await?;
     let patch: Map<String, Value> = serde_json::from_str(&body).map_err(|error| invalid_json(&error))?;
     if user.role < Role::Manager && !switches_active(&patch) {
-        let detail = "an operator may switch `active`, and nothing else; this requires the role manager";
-        return Err(Problem::new(StatusCode::FORBIDDEN, "role_too_low", detail));
+        return Err(role_too_low(Role::Manager));
     }
     let change = Change::Merge { name: name.clone(), patch: patch.into(), precondition };
     let changed = send(&admin, &user, change, query.dry_run).await?;
     Ok(respond(&admin, &name, &changed, query.dry_run))
 }
 
-/// True for `{"active": BOOLEAN}`.
+/// True if it changes nothing but `active`.
 fn switches_active(patch: &Map<String, Value>) -> bool {
-    patch.len() == 1 && patch.get("active").is_some_and(Value::is_boolean)
+    patch.iter().all(|(key, value)| key == "active" && value.is_boolean())
 }
 
 #[derive(Debug, Deserialize)]
@@ -130,13 +129,23 @@ pub async fn remove(
     let bound = snapshot.connections.iter().find(|bound| bound.connection.name == name);
     // The tokens of a definition that a file has shadowed are the file's.
     let is_shadowed = bound.is_some_and(|bound| bound.connection.written.revision().is_none());
-    let revoked = match bound.filter(|_| query.revoke && !is_shadowed) {
-        Some(bound) => Some(revoke_all(&admin, bound, &user).await?),
-        None => None,
+    let forget = async || match is_shadowed {
+        true => Ok(RevokedAll::nothing()),
+        false => forget_all(&admin, &name, &user).await,
     };
+    let tokens = match bound.filter(|_| query.revoke && !is_shadowed) {
+        Some(bound) => revoke_all(&admin, bound, &user).await?,
+        None => forget().await?,
+    };
+    if !tokens.is_complete {
+        let detail = "not every token could be forgotten, so the definition is still in force; retry";
+        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail);
+        return Err(problem.retry_after(Duration::from_secs(1)).with("tokens", tokens.json()));
+    }
     send(&admin, &user, removal(), false).await?;
-    let forgotten = if is_shadowed { None } else { Some(forget_all(&admin, &name, &user).await?) };
-    let tokens = revoked.or(forgotten).unwrap_or_default();
+    if let Err(problem) = forget().await {
+        tracing::warn!(connection = %name, code = problem.code(), "tokens acquired during the removal are not forgotten");
+    }
     Ok(Json(json!({ "removed": name.as_str(), "tokens": tokens.json() })))
 }
 
@@ -169,10 +178,7 @@ pub async fn apply(
 
 /// Sends a change to the task that puts configurations in force, and waits for its outcome.
 pub async fn send(admin: &Admin, user: &AuthenticatedUser, change: Change, dry_run: bool) -> Result<Changed, Problem> {
-    let sender: &mpsc::Sender<_> = admin.reload.as_ref().ok_or_else(|| {
-        let detail = "this instance was started without a configuration file; start it with one to keep definitions";
-        Problem::new(StatusCode::CONFLICT, "no_file", detail)
-    })?;
+    let sender = admin.reload.as_ref().ok_or_else(no_file)?;
     let (reply, outcome) = oneshot::channel();
     let request = ChangeRequest { by: user.person(), change: Arc::new(change), dry_run, reply };
     let done = async {
@@ -309,16 +315,4 @@ pub fn refusal(reason: NotChanged) -> Problem {
         }
         NotChanged::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "change_failed", why),
     }
-}
-
-/// Problems of definitions, each with the name of its connection.
-pub fn listed(problems: &[(Name, config::Problem)]) -> Value {
-    let listed = |(name, problem): &(Name, config::Problem)| {
-        let config::Problem { line, column, path, code, message, hint, .. } = problem;
-        json!({
-            "connection": name.as_str(), "path": path, "line": line, "column": column, "code": code,
-            "message": message, "hint": hint,
-        })
-    };
-    problems.iter().map(listed).collect()
 }

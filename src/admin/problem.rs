@@ -6,6 +6,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
+use crate::config;
+use crate::model::Name;
 use crate::model::token::default_profile;
 use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 use crate::store::StoreError;
@@ -93,6 +95,23 @@ pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Resu
         let detail = format!("the connection has the {word} {}", names.join(", "));
         Problem::new(StatusCode::NOT_FOUND, "profile_unknown", detail)
     })
+}
+
+/// There is no configuration file to read.
+pub fn no_file() -> Problem {
+    Problem::new(StatusCode::CONFLICT, "no_file", "this instance was started without a configuration file")
+}
+
+/// Problems of definitions, each with the name of its connection.
+pub fn listed(problems: &[(Name, config::Problem)]) -> Value {
+    let listed = |(name, problem): &(Name, config::Problem)| {
+        let config::Problem { line, column, path, code, message, hint, .. } = problem;
+        json!({
+            "connection": name.as_str(), "path": path, "line": line, "column": column, "code": code,
+            "message": message, "hint": hint,
+        })
+    };
+    problems.iter().map(listed).collect()
 }
 
 /// The store failed.

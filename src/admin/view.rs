@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use url::Url;
 
-use super::definitions;
+use super::problem::listed;
 use crate::clock::Now;
 use crate::config::{SetAside, connection_defaults};
 use crate::model::connection::*;
@@ -49,9 +49,11 @@ pub fn connection(bound: &BoundConnection, now: Now) -> Value {
     members.into()
 }
 
-/// The definition as a document of its own, in YAML.
+/// The definition as a YAML document of its own, the name first.
 pub fn yaml(written: &WrittenDefinition) -> Option<serde_yaml::Value> {
-    serde_yaml::from_str(&written.json).ok()
+    let mut keys: serde_yaml::Mapping = serde_yaml::from_str(&written.json).ok()?;
+    let name = keys.shift_remove("name").map(|name| ("name".into(), name));
+    Some(serde_yaml::Mapping::from_iter(name.into_iter().chain(keys)).into())
 }
 
 /// A stored definition that is not in force, with the reasons.
@@ -72,7 +74,7 @@ pub fn shadowed(aside: &SetAside) -> Value {
 /// Why a stored definition is not in force.
 fn problems(aside: &SetAside) -> Value {
     let named: Vec<_> = aside.problems.iter().map(|problem| (aside.name.clone(), problem.clone())).collect();
-    definitions::listed(&named)
+    listed(&named)
 }
 
 /// As [`connection`], with each key of the definition as `{value, source}`, and the defaults of absent keys.

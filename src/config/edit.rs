@@ -30,6 +30,9 @@ use crate::model::secret::Secret;
 /// Code of the problem that a secret has to be entered again.
 pub const SECRET_NEEDED: &str = "secret_needed";
 
+/// Maximum secrets of each kind of problem that are reported.
+const NEEDED_MAX: usize = 500;
+
 /// Members that GET adds to a definition.
 const ADDED: [&str; 10] = [
     "state",
@@ -91,7 +94,7 @@ impl Editor {
     /// The definition in force, with an RFC 7396 patch over what GET shows.
     ///
     /// # Errors
-    /// As [`Editor::replace`]; or the present text cannot be read. The positions mean nothing: the patch is no text.
+    /// As [`Editor::replace`], or the present text cannot be read. Problems have a path, but no position.
     pub fn merge(&self, name: &Name, patch: &Value, present: &str) -> Result<Edited, Vec<Problem>> {
         let Some(present) = self.present(name, present) else {
             let message = "the stored definition cannot be read".to_owned();
@@ -131,45 +134,51 @@ impl Editor {
 
     fn edit(&self, name: &Name, body: &str, present: Option<Present<'_>>) -> Result<Edited, Vec<Problem>> {
         let mut sink = Sink::default();
-        // Nothing that a file may refer to is read here.
+        // Parsed only: no reference is resolved here.
         let source = Source::parse(body, &stored::path(name), &mut sink);
-        let made = source.and_then(|source| {
-            let made = self.made(name, &source, present.as_ref(), &mut sink)?;
-            Some((made, source))
+        let updated = source.and_then(|source| {
+            let updated = self.updated(name, &source, present.as_ref(), &mut sink)?;
+            Some((updated, source))
         });
         let problems = sink.finish(Path::new("")).map_or_else(|problems| problems.problems, |_| Vec::new());
-        let (made, source) = made.filter(|_| problems.is_empty()).ok_or(problems)?;
-        Ok(edited(&made, present.as_ref(), source))
+        let (updated, source) = updated.filter(|_| problems.is_empty()).ok_or(problems)?;
+        Ok(compare(&updated, present.as_ref(), source))
     }
 
     /// The new definition, with the secrets that it keeps.
-    fn made(&self, name: &Name, source: &Source, present: Option<&Present<'_>>, sink: &mut Sink) -> Option<Definition> {
+    fn updated(
+        &self,
+        name: &Name,
+        source: &Source,
+        present: Option<&Present<'_>>,
+        sink: &mut Sink,
+    ) -> Option<Definition> {
         let root = stored::root(source, sink)?;
-        let Some(mut made) = self.members(&root) else {
+        let Some(mut updated) = self.members(&root) else {
             root.problem(sink, "must be a map", "write it as `key: value` lines");
             return None;
         };
-        match made.0.get("name").and_then(Value::as_str) {
+        match updated.0.get("name") {
+            None => {
+                updated.0.insert("name".to_owned(), name.as_str().into());
+            }
+            // The validator rejects a value that is not a name.
             Some(written) => {
-                // The validator rejects what is no name.
-                if let Some(written) = Name::parse(written) {
+                if let Some(written) = written.as_str().and_then(Name::parse) {
                     stored::check_name(&root.closest("name").1, &written, name, sink);
                 }
             }
-            None => {
-                made.0.entry("name").or_insert(name.as_str().into());
-            }
         }
-        let masks = fill(&mut made.0, |key| present?.key(key), self.shapes.root());
-        self.check(&masks, &made, present, &root, sink);
-        Some(made)
+        let masks = fill(&mut updated.0, |key| present?.key(key), self.shapes.root());
+        self.check(&masks, &updated, present, &root, sink);
+        Some(updated)
     }
 
     /// Reports the secrets that have to be entered.
     fn check(
         &self,
         masks: &Masks,
-        made: &Definition,
+        updated: &Definition,
         present: Option<&Present<'_>>,
         root: &NodeRef<'_>,
         sink: &mut Sink,
@@ -178,20 +187,18 @@ impl Editor {
             let problem = root.closest(path).1.to_problem(message, hint);
             sink.problem(Problem { code: Some(SECRET_NEEDED), ..problem });
         };
-        for path in &masks.missing {
+        for path in masks.missing.iter().take(NEEDED_MAX) {
             let hint = "enter it; a secret is kept only at the same path, and in a list at the same index";
             needed(path, "no secret is kept here".to_owned(), hint.to_owned());
         }
         let Some(present) = present else { return };
         let (defaults, shape) = (&self.defaults, self.shapes.root());
-        let change = Change { before: &present.plain.0, after: &made.0, defaults, shape };
-        for kept in &masks.kept {
-            let conflicts = change.conflicts(kept);
-            if !conflicts.is_empty() {
-                let changed = conflicts.iter().map(|path| format!("`{path}`")).collect::<Vec<_>>().join(", ");
-                let message = format!("the secret cannot be kept: {changed} changed, so it might be sent elsewhere");
-                needed(&kept.path, message, format!("enter the secret again, or restore {changed}"));
-            }
+        let change = Change { before: &present.plain.0, after: &updated.0, defaults, shape };
+        let conflicts = change.conflicts(&masks.kept).into_iter().filter(|(_, conflicts)| !conflicts.is_empty());
+        for (kept, conflicts) in conflicts.take(NEEDED_MAX) {
+            let changed = conflicts.iter().map(|path| format!("`{path}`")).collect::<Vec<_>>().join(", ");
+            let message = format!("the secret cannot be kept: {changed} changed, so it might be sent elsewhere");
+            needed(&kept.path, message, format!("enter the secret again, or restore {changed}"));
         }
     }
 }
@@ -202,22 +209,22 @@ impl Default for Editor {
     }
 }
 
-fn edited(made: &Definition, present: Option<&Present<'_>>, body: Source) -> Edited {
+fn compare(updated: &Definition, present: Option<&Present<'_>>, body: Source) -> Edited {
     let absent = Map::new();
     let before = present.map_or(&absent, |present| &present.plain.0);
-    let keys: BTreeSet<&String> = before.keys().chain(made.0.keys()).collect();
-    let changed = keys.into_iter().filter(|key| before.get(*key) != made.0.get(*key));
+    let keys: BTreeSet<&String> = before.keys().chain(updated.0.keys()).collect();
+    let changed = keys.into_iter().filter(|key| before.get(*key) != updated.0.get(*key));
     let fields: Vec<String> = changed.cloned().collect();
     let unchanged = present.filter(|_| fields.is_empty());
     let text = match unchanged {
         Some(present) => Secret::new(present.text),
-        None => Secret::new(made.to_json()),
+        None => Secret::new(updated.to_json()),
     };
     Edited { text, fields, is_unchanged: unchanged.is_some(), body: Some(body) }
 }
 
 impl Edited {
-    /// Moves a problem of [`Edited::text`] to the position of its path in the body; to the start for a patch.
+    /// Moves a problem of [`Edited::text`] to the position of its path in the body; of a patch, to line 1, column 1.
     pub fn locate(&self, problem: Problem) -> Problem {
         let root = self.body.as_ref().and_then(Source::root);
         let Some((key, value)) = root.map(|root| root.closest(&problem.path)) else {

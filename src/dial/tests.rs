@@ -173,3 +173,38 @@ fn only_connections_of_files_open_private_addresses() {
     let public = by_api.check(&Host::parse("login.internal").unwrap(), "192.0.2.1:443".parse().unwrap());
     assert!(public.is_ok(), "public addresses need no permission");
 }
+
+#[tokio::test]
+async fn a_dialer_without_connections_reaches_only_what_hosts_and_networks_permit() {
+    use std::path::Path;
+
+    let text = "egress: {allow_private: [10.1.0.0/16]}\nhosts: {mapped.test: 10.0.0.9, metadata.test: 169.254.169.254}\n\
+                connections:\n- {name: own, client_id: id, token_url: \"https://10.0.0.7/t\", logo_url: \
+                \"https://10.0.0.8/l.png\", routes: [{host: api.internal}, {host: \"169.254.169.254:*\"}]}\n";
+    let model = crate::config::load_text(text, Path::new("a.yaml")).unwrap().model;
+    let own = crate::model::Listener { address: "192.0.2.1:443".parse().unwrap(), ..model.listeners.admin.clone() };
+    let policy = AddressPolicy::new(&model, &[own]);
+    let settings = NetworkSettings { hosts: &model.hosts, policy, egress_proxy: None };
+    let names = Names::with_resolver(&Tasks::default(), |name| {
+        let last = if &*name == "allowed.internal" { [10, 1, 0, 1] } else { [10, 0, 0, 1] };
+        Box::pin(async move { Ok(vec![IpAddr::from(last)]) })
+    });
+    let all = Dialer { names, ..Dialer::new(settings, &Tasks::default(), None) };
+    let without = all.without_connections();
+    for (authority, by_connections, by_itself) in [
+        ("api.internal", true, false),
+        ("10.0.0.7", true, false),
+        ("10.0.0.8", false, false),
+        ("169.254.169.254", true, false),
+        ("metadata.test", false, false),
+        ("other.internal", false, false),
+        ("192.0.2.1", false, false),
+        ("mapped.test", true, true),
+        ("allowed.internal", true, true),
+        ("192.0.2.2", true, true),
+    ] {
+        let origin = Origin::new(Scheme::Https, Authority::parse(authority).unwrap());
+        assert_eq!(all.permit(&origin, &Turn::Own).await.is_ok(), by_connections, "{authority}");
+        assert_eq!(without.permit(&origin, &Turn::Own).await.is_ok(), by_itself, "{authority}");
+    }
+}

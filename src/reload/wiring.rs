@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use url::Url;
 
-use crate::admin::Access;
+use crate::admin::{Access, Logos};
 use crate::clock::Clock;
 use crate::config::Loaded;
 use crate::dial::{AddressPolicy, Dialer, EgressProxy, NetworkSettings};
@@ -67,6 +67,7 @@ pub struct Parts {
     pub health: Arc<Health>,
     pub cache: Arc<TokenCache>,
     pub access: Arc<Access>,
+    pub logos: Arc<Logos>,
     pub events: Events,
     pub audit: Audit,
     /// Seals the links and sessions that browsers send back.
@@ -107,6 +108,7 @@ impl Wiring {
         self.snapshot.store(Arc::new(snapshot));
         self.parts.cache.retain(&slots.into_keys().collect());
         self.parts.access.apply(model);
+        self.parts.logos.retain(model);
         self.parts.metrics.set_certificates(&certificates(model));
         profiles.sweep();
         let previous = previous.connections.iter().map(|bound| &bound.connection);

@@ -5,6 +5,7 @@ mod actions;
 mod activity;
 mod commands;
 mod connections;
+mod logo;
 mod roles;
 mod sessions;
 mod tls;
@@ -30,7 +31,7 @@ const ACCESS_TOKEN: &str = "very-secret-access-token";
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Every operation: the statuses for no token, a wrong one, viewer, operator, manager.
-const ROWS: [(&str, &str, [u16; 5]); 25] = [
+const ROWS: [(&str, &str, [u16; 5]); 26] = [
     ("get", "/api/v1/openapi.json", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/connections/{name}", [401, 401, 200, 200, 200]),
@@ -62,6 +63,8 @@ const ROWS: [(&str, &str, [u16; 5]); 25] = [
     ("post", "/api/v1/reload", [401, 401, 403, 403, 200]),
     ("get", "/api/v1/activity", [401, 401, 200, 200, 200]),
     ("get", "/api/v1/events", [401, 401, 200, 200, 200]),
+    // It has no `logo_url`.
+    ("get", "/api/v1/connections/{name}/logo", [401, 401, 404, 404, 404]),
 ];
 
 struct Stage {

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc2822;
 use tokio::time::timeout;
 
+use crate::rig::config::{Config, Connection};
 use crate::rig::manager::{MANAGER, call};
 use crate::rig::peers::{AuthorizationServer, CLIENT_ID, CLIENT_SECRET, Peers};
 use crate::rig::scripted::{Reply, Scripted};
@@ -257,7 +258,6 @@ async fn the_api_runs_a_preflight_of_a_connection_in_force() {
     let callback = format!("redirect_uri=http%3A%2F%2Flocalhost%3A{}%2Foauth%2Fcallback", sidecar.admin().port());
     assert!(form.contains("code=keybearer-preflight-") && form.contains(&callback), "{form}");
     for (name, body, status, code) in [
-        ("crm", json!({"definition": {}}), 422, "not_supported"),
         ("crm", json!({"other": 1}), 400, "bad_request"),
         ("off", json!({}), 409, "connection_inactive"),
         ("absent", json!({}), 404, "connection_unknown"),
@@ -266,6 +266,138 @@ async fn the_api_runs_a_preflight_of_a_connection_in_force() {
         assert_eq!((response.status, response.json()["code"].as_str()), (status, Some(code)), "{name}");
     }
     sidecar.wait_for_log("preflight requested").await;
+}
+
+/// Runs a preflight of an unsaved definition; the response, and the outcome and text of each check by name.
+async fn preflight_of(sidecar: &Sidecar, definition: &Value) -> (u16, Value) {
+    let path = format!("/connections/{}/preflight", definition["name"].as_str().expect("a name"));
+    let response = call(sidecar.admin(), "POST", &path, &json!({ "definition": definition })).await;
+    (response.status, response.json())
+}
+
+#[track_caller]
+fn assert_check(body: &Value, name: &str, outcome: &str, part: &str) {
+    let found = body["checks"].as_array().and_then(|checks| checks.iter().find(|check| check["name"] == name));
+    let found = found.unwrap_or_else(|| panic!("no check {name}: {body}"));
+    assert!(found["outcome"] == outcome && found.to_string().contains(part), "{name} {outcome} {part}: {body}");
+}
+
+#[tokio::test]
+async fn a_definition_that_is_not_saved_is_checked_and_leaves_nothing_behind() {
+    let server = AuthorizationServer::op(json!({})).await;
+    let sidecar =
+        Sidecar::start(Config::new().manager().trust_peers().top("egress: {allow_private: [127.0.0.0/8]}\n")).await;
+    let definition = |secret: &str, active: bool| {
+        json!({
+            "name": "new", "issuer": server.issuer(), "client_id": CLIENT_ID, "client_secret": secret,
+            "scopes": "api.read", "active": active,
+        })
+    };
+    let wrong = "an-entirely-wrong-secret";
+    for (secret, active, outcome, part) in [
+        (CLIENT_SECRET, true, "ok", "issued a token"),
+        (CLIENT_SECRET, false, "ok", "issued a token"),
+        (wrong, true, "failed", "does not accept the client: invalid_client"),
+    ] {
+        let (status, body) = preflight_of(&sidecar, &definition(secret, active)).await;
+        assert_eq!(status, 200, "{body}");
+        assert_check(&body, "dns", "ok", "127.0.0.1");
+        assert_check(&body, "metadata", "ok", &server.token_url());
+        assert_check(&body, "client", outcome, part);
+        assert!(!body.to_string().contains(secret), "{body}");
+    }
+    sidecar.wait_for_log("preflight requested").await;
+    assert!(!sidecar.log().contains(CLIENT_SECRET) && !sidecar.log().contains(wrong), "{}", sidecar.log());
+    let get = call(sidecar.admin(), "GET", "/connections/new", &json!({})).await;
+    assert_eq!(get.status, 404, "{}", get.text());
+}
+
+#[tokio::test]
+async fn a_definition_that_is_not_saved_opens_no_address_that_the_operator_did_not_open() {
+    let server = Scripted::start(|_, _| Reply::token("t", 60)).await;
+    let config = Config::new().manager().host("opened.test", server.address);
+    let sidecar = Sidecar::start(config).await;
+    let port = server.address.port();
+    for (url, part) in [
+        (format!("http://127.0.0.1:{port}/token"), "private"),
+        (format!("http://localhost:{port}/token"), "private"),
+        (format!("http://[::ffff:127.0.0.1]:{port}/token"), "private"),
+        ("https://169.254.169.254/token".to_owned(), "link-local"),
+    ] {
+        let definition = json!({ "name": "new", "client_id": "a", "client_secret": "b", "token_url": url });
+        let (status, body) = preflight_of(&sidecar, &definition).await;
+        assert_eq!(status, 200, "{url}: {body}");
+        assert_check(&body, "dns", "failed", part);
+        assert_check(&body, "client", "skipped", "not reached");
+        let proxied = json!({
+            "name": "new", "client_id": "a", "client_secret": "b", "token_url": "https://as.test/token",
+            "authorization_server": {"proxy": url.replace("https:", "http:").trim_end_matches("/token")},
+        });
+        let (status, body) = preflight_of(&sidecar, &proxied).await;
+        assert!(status == 200 && body.to_string().contains("failed"), "{url}: {body}");
+    }
+    assert_eq!(server.received().len(), 0);
+    let url = format!("http://opened.test:{port}/token");
+    let definition =
+        json!({ "name": "new", "client_id": "a", "client_secret": "b", "token_url": url, "allow_cleartext": true });
+    let (_, body) = preflight_of(&sidecar, &definition).await;
+    assert_check(&body, "client", "ok", "issued a token");
+}
+
+#[tokio::test]
+async fn a_definition_that_is_not_saved_is_refused_with_the_sentences_of_check() {
+    let server = Scripted::start(|_, _| Reply::token("t", 60)).await;
+    let connection = Connection::at("crm", &server).plain("api.test");
+    let sidecar = Sidecar::start(Config::new().manager().connection(connection)).await;
+    let define = |keys: Value| {
+        let mut definition =
+            json!({ "name": "new", "client_id": "a", "client_secret": "b", "token_url": "https://as.test/t" });
+        definition.as_object_mut().expect("a map").extend(keys.as_object().expect("a map").clone());
+        definition
+    };
+    for (keys, path, part) in [
+        (json!({"nonsense": 1}), "nonsense", "unknown key"),
+        (json!({"client_secret": {"file": "/etc/passwd"}}), "client_secret.file", ""),
+        (json!({"token_url": "${env:HOME}"}), "token_url", ""),
+        (json!({"client_secret": {"use": "gone"}}), "client_secret.use", "no published secret is named `gone`"),
+        (json!({"routes": [{"host": "api.test"}]}), "routes[0]", "matches the same requests as connections[0]"),
+        (json!({"name": "crm"}), "name", "another connection is named `crm`"),
+    ] {
+        let (status, body) = preflight_of(&sidecar, &define(keys.clone())).await;
+        let problem = &body["problems"][0];
+        assert_eq!((status, &problem["path"]), (422, &path.into()), "{keys}: {body}");
+        assert!(problem["message"].as_str().is_some_and(|message| message.contains(part)), "{keys}: {body}");
+        let is_reference = part.is_empty();
+        assert_eq!(body["code"], if is_reference { "reference_not_allowed" } else { "definition_refused" }, "{body}");
+    }
+    let (_, body) = preflight_of(&sidecar, &define(json!({"nonsense": 1}))).await;
+    let file =
+        "connections:\n- {name: new, client_id: a, client_secret: b, token_url: \"https://as.test/t\", nonsense: 1}\n";
+    let path = sidecar.dir.path().join("same.yaml");
+    std::fs::write(&path, file).expect("a file");
+    let output = program().args(["check", "--json", "--config"]).arg(&path).output().await.expect("it runs");
+    let checked: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    for member in ["message", "hint"] {
+        assert_eq!(body["problems"][0][member], checked["problems"][0][member], "{checked}");
+    }
+    let calls = [
+        ("new", define(json!({"client_secret": {"set": true}})), 422, "secret_needed"),
+        ("other", define(json!({})), 422, "definition_refused"),
+        ("No-Name", define(json!({})), 400, "bad_request"),
+        ("new", json!([]), 400, "bad_request"),
+    ];
+    for (name, definition, status, code) in calls {
+        let path = format!("/connections/{name}/preflight");
+        let response = call(sidecar.admin(), "POST", &path, &json!({ "definition": definition })).await;
+        assert_eq!((response.status, response.json()["code"].as_str()), (status, Some(code)), "{}", response.text());
+    }
+    let large = define(json!({"comments": "x".repeat(257 * 1024)}));
+    let (status, body) = preflight_of(&sidecar, &large).await;
+    assert_eq!((status, &body["code"]), (413, &"body_too_large".into()), "{body}");
+    std::fs::write(sidecar.dir.path().join("keybearer.yaml"), "nonsense: 1\n").expect("a file");
+    let (status, body) = preflight_of(&sidecar, &define(json!({}))).await;
+    assert_eq!((status, &body["code"]), (409, &"configuration_refused".into()), "{body}");
+    assert_eq!(server.received().iter().filter(|seen| seen.head.starts_with("HEAD")).count(), 0, "no preflight ran");
 }
 
 #[tokio::test]

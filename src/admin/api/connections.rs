@@ -6,7 +6,7 @@ use axum::routing::{delete, get, patch, post, put};
 
 use super::common::UNKNOWN;
 use crate::admin::openapi::Operation;
-use crate::admin::{connections, definitions, preflight};
+use crate::admin::{connections, definitions, logo, preflight};
 use crate::model::Role;
 
 const READ_ONLY: (u16, &str) =
@@ -109,15 +109,32 @@ pub const OPERATIONS: &[Operation] = &[
         method: "post",
         path: "/connections/{name}/preflight",
         role: Role::Operator,
-        summary: "Checks the connection against its authorization server: DNS, TLS, clock, metadata, client authentication",
+        summary: "Checks the connection against its authorization server: DNS, TLS, clock, metadata, client authentication; \
+                  a `definition` that is not saved, for managers only",
         responses: &[
             (200, "{checks: [{name, outcome, detail, remedy}]}; outcome is ok, warning, failed or skipped"),
             UNKNOWN,
-            (409, "the connection is inactive"),
-            (422, "the definition of a connection that is not in force cannot be checked yet"),
+            (409, "the connection is inactive, or the configuration files have problems"),
+            (422, "{problems: [{connection, path, line, column, code, message, hint}]}"),
             (503, "too many preflights are in progress"),
         ],
-        members: &[],
+        members: &[("definition", "a connection that is not saved; absent: the connection in force")],
         handler: || post(preflight::preflight),
+    },
+    Operation {
+        method: "get",
+        path: "/connections/{name}/logo",
+        role: Role::Viewer,
+        summary: "The logo of the connection, fetched once from its `logo_url` and encoded again",
+        responses: &[
+            (200, "image/png, at most 128 × 128 pixels"),
+            (
+                404,
+                "no connection has this name, or `no_logo`: it has no `logo_url`, or `detail` says why its logo was refused",
+            ),
+            (503, "the logo is still being fetched; Retry-After"),
+        ],
+        members: &[],
+        handler: || get(logo::get),
     },
 ];

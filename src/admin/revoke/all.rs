@@ -94,6 +94,11 @@ pub async fn forget_all(admin: &Admin, name: &Name, user: &AuthenticatedUser) ->
 }
 
 impl RevokedAll {
+    /// There was no token.
+    pub fn nothing() -> RevokedAll {
+        RevokedAll { is_complete: true, ..RevokedAll::default() }
+    }
+
     fn add(&mut self, key: TokenKey, is_forgotten: bool, revoked: Revoked) {
         let outcomes = [&revoked.refresh_token, &revoked.access_token];
         let group = if outcomes.iter().any(|outcome| matches!(outcome, RevocationOutcome::Failed(_))) {
@@ -183,9 +188,9 @@ impl<'a> Run<'a> {
 
     /// Revokes the tokens that have a slot. `all`: also those of slots without a token, which may be acquiring one.
     async fn revoke_in_memory(&mut self, all: bool) {
-        let is_meant =
+        let is_wanted =
             |slot: &Arc<TokenSlot>| slot.key.connection == *self.name && (all || slot.state().token.is_some());
-        let slots: Vec<_> = self.admin.cache.list().into_iter().filter(is_meant).collect();
+        let slots: Vec<_> = self.admin.cache.list().into_iter().filter(is_wanted).collect();
         self.prepare(slots.iter().map(|slot| &slot.key));
         let run = &*self;
         let outcomes = stream::iter(slots).map(|slot| async move { (slot.key.clone(), run.revoke_slot(&slot).await) });

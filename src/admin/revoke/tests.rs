@@ -91,6 +91,7 @@ fn admin_of(connections: &[String]) -> Admin {
         events: events.clone(),
         audit: audit.clone(),
         seal: seal.clone(),
+        logos: Arc::default(),
         listeners: Vec::new(),
     };
     let (wiring, _) = Wiring::start(parts, &loaded).unwrap();
@@ -108,6 +109,7 @@ fn admin_of(connections: &[String]) -> Admin {
         event_streams: Arc::new(Semaphore::new(1)),
         preflights: Arc::new(Semaphore::new(1)),
         seal,
+        logos: Arc::default(),
         tasks,
         device_notifier: Default::default(),
         reload: None,

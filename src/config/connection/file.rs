@@ -34,7 +34,9 @@ pub struct ConnectionFile {
     /// Free-text note for people.
     #[schemars(extend("examples" = ["The CRM's API, as the billing service"]))]
     pub comments: Field<shape::Text>,
-    /// Logo of the service, shown on pages; https.
+    /// Logo of the service, shown on pages: https; PNG, JPEG, GIF or WebP, of at most 256 KiB and 1024 × 1024 pixels.
+    /// Keybearer fetches it once, when a page first shows it, and serves a copy that it encoded itself. It opens no
+    /// private address.
     #[schemars(extend("examples" = ["https://www.acme.test/logo.png"]))]
     pub logo_url: Field<shape::Url>,
     /// Application that owns the connection; `accessible_from: application` refers to it.

@@ -37,8 +37,8 @@ const EFFECTS: [(Effect, &[&str]); 13] = [
         Effect::TokenRequests,
         &["token_url", "revocation_url", "authorization_url", "device_authorization_url", "redirect_url", "issuer"],
     ),
-    // The parameters and the encoding of the requests that contain a secret; a script may compute requests from them.
-    // With `tokens: per_subject`, a signing key vouches for other people.
+    // The parameters and the encoding of the requests that contain a secret. With `tokens: per_subject`, a signing key
+    // vouches for other people.
     (
         Effect::TokenRequests,
         &[

@@ -3,7 +3,7 @@
 //! Invariants: what is not known to be harmless prevents keeping the secret; only paths leave this file, no values.
 //! Not here: the effect of each key (`effect`).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value};
 
@@ -12,6 +12,9 @@ use super::kept::Kept;
 use crate::config::reading::join;
 use crate::config::reading::written::ShapeRef;
 use crate::model::connection::GrantKind;
+
+const ROUTES: &str = "routes";
+const PROFILES: &str = "profiles";
 
 /// A definition before and after a change.
 pub struct Change<'c> {
@@ -32,16 +35,28 @@ struct Except<'s> {
 }
 
 impl Change<'_> {
-    /// The paths whose change forbids keeping the secret.
-    pub fn conflicts(&self, kept: &Kept) -> Vec<String> {
+    /// The paths whose change forbids keeping each of the secrets.
+    pub fn conflicts<'k>(&self, kept: &'k [Kept]) -> Vec<(&'k Kept, Vec<String>)> {
+        // Secrets may be many: each comparison is made once.
+        let (mut elsewhere, mut beside) = (BTreeMap::new(), BTreeMap::new());
+        let conflicts = kept.iter().map(|kept| {
+            let (key, item) = (kept.key.as_str(), own_item(kept));
+            let elsewhere: &Vec<String> = elsewhere.entry(key).or_insert_with(|| self.elsewhere(key));
+            let beside: &Option<String> = beside.entry((key, item)).or_insert_with(|| self.beside(key, item));
+            (kept, beside.iter().chain(elsewhere).cloned().collect())
+        });
+        conflicts.collect()
+    }
+
+    /// The changed paths outside the top-level key `secret` that may redirect its secrets.
+    fn elsewhere(&self, secret: &str) -> Vec<String> {
         let (defaults_before, defaults_after) = (self.defaults(self.before), self.defaults(self.after));
         let keys: BTreeSet<&String> =
             [self.before, self.after, self.defaults].into_iter().flat_map(Map::keys).collect();
-        let others = keys.into_iter().filter(|key| **key != kept.key);
-        let changed = others.filter_map(|key| {
+        let changed = keys.into_iter().filter(|key| *key != secret).filter_map(|key| {
             let (before, after) = (value(self.before, &defaults_before, key), value(self.after, &defaults_after, key));
             let path = join("", key);
-            match Effect::of(key, &kept.key) {
+            match Effect::of(key, secret) {
                 Effect::None => None,
                 Effect::AllRequests | Effect::TokenRequests => difference(before, after, path, Except::default()),
                 Effect::TokenRequestsUnlessSecret => {
@@ -50,25 +65,27 @@ impl Change<'_> {
                 Effect::Profiles => difference_of_profiles(before, after, path),
             }
         });
-        self.beside(kept).into_iter().chain(changed).collect()
+        changed.collect()
     }
 
-    /// The path of a change next to the secret: below its own key, or in its own route or profile.
-    fn beside(&self, kept: &Kept) -> Option<String> {
-        let (before, after, path) = (self.before.get(&kept.key)?, self.after.get(&kept.key)?, join("", &kept.key));
-        let (Some(index), Value::Array(items)) = (kept.item, after) else {
+    /// The path of a change below the top-level key of the secret; with `item`, in that item of its list.
+    fn beside(&self, key: &str, item: Option<usize>) -> Option<String> {
+        let (before, after, path) = (self.before.get(key)?, self.after.get(key)?, join("", key));
+        let Value::Array(items) = after else {
             return difference(Some(before), Some(after), path, Except::default());
         };
         // A single secret is a list of one.
         let before = before.as_array().map_or(std::slice::from_ref(before), Vec::as_slice);
-        let compare =
-            |index: usize, except| difference(before.get(index), items.get(index), format!("{path}[{index}]"), except);
-        match kept.key.as_str() {
-            "routes" => compare(index, Except::default()),
-            "profiles" => compare(index, Except { keys: &HARMLESS_IN_PROFILES, ..Except::default() }),
+        let compare = |index: usize| {
+            let keys: &[&str] = if key == PROFILES { &HARMLESS_IN_PROFILES } else { &[] };
+            let (before, after) = (before.get(index), items.get(index));
+            difference(before, after, format!("{path}[{index}]"), Except { keys, secrets: None })
+        };
+        match item {
+            Some(index) => compare(index),
             // A secret is added at the end; elsewhere it would be unclear which ones are kept.
-            _ if items.len() < before.len() => Some(path),
-            _ => (0..before.len()).find_map(|index| compare(index, Except::default())),
+            None if items.len() < before.len() => Some(path),
+            None => (0..before.len()).find_map(compare),
         }
     }
 
@@ -84,6 +101,11 @@ impl Change<'_> {
         }
         defaults
     }
+}
+
+/// The route or the profile of a secret, on whose neighbours it does not depend.
+fn own_item(kept: &Kept) -> Option<usize> {
+    kept.item.filter(|_| [ROUTES, PROFILES].contains(&kept.key.as_str()))
 }
 
 /// The value of a key, or its default.

@@ -116,32 +116,40 @@ impl<'a> NodeRef<'a> {
         self.pair(entry).2
     }
 
-    /// The value at `path` with its key, or the innermost value that contains it. The key is the value itself in a list,
-    /// or if it is the whole text.
+    /// The value at `path` with its key, or the innermost value that contains it. An item of a list, and the whole text,
+    /// is its own key.
     pub fn closest(&self, path: &str) -> (NodeRef<'a>, NodeRef<'a>) {
         let mut found = (self.clone(), self.clone());
-        while let Some(next) = found.1.child_towards(path) {
-            found = next;
+        let mut rest = path.strip_prefix(self.path.as_str()).unwrap_or_default();
+        while let Some((key, value, tail)) = found.1.child_at(rest) {
+            (found, rest) = ((key, value), tail);
         }
         found
     }
 
-    /// The item of a list or the value of a map that is at `path` or contains it, with its key.
-    fn child_towards(&self, path: &str) -> Option<(NodeRef<'a>, NodeRef<'a>)> {
+    /// The key and the value at the start of a relative path, and the rest of the path.
+    fn child_at<'p>(&self, path: &'p str) -> Option<(NodeRef<'a>, NodeRef<'a>, &'p str)> {
         match self.kind() {
-            Kind::Scalar { .. } => None,
             Kind::List(numbers) => {
-                let index = path.strip_prefix(self.path.as_str())?.strip_prefix('[')?.split_once(']')?.0;
+                let (index, rest) = path.strip_prefix('[')?.split_once(']')?;
                 let number = numbers.get(index.parse::<usize>().ok()?)?;
                 let item = self.child(*number, format!("{}[{index}]", self.path));
-                Some((item.clone(), item))
+                Some((item.clone(), item, rest))
             }
-            Kind::Map(range) => range.clone().find_map(|entry| {
-                let child = document::join(&self.path, &self.source.document.entry(entry).key);
-                let rest = path.strip_prefix(child.as_str())?;
-                let (_, key, value) = self.pair(entry);
-                (rest.is_empty() || rest.starts_with(['.', '['])).then(|| (key.clone(), value.unwrap_or(key)))
-            }),
+            Kind::Map(range) if !path.is_empty() => {
+                let path = path.strip_prefix('.').unwrap_or(path);
+                range.clone().find_map(|entry| {
+                    let name = self.source.document.entry(entry).key.as_str();
+                    let rest = match path.starts_with('[') {
+                        true => path.strip_prefix(document::join("", name).as_str())?,
+                        false => path.strip_prefix(name)?,
+                    };
+                    let (_, key, value) = self.pair(entry);
+                    let is_whole = rest.is_empty() || rest.starts_with(['.', '[']);
+                    is_whole.then(|| (key.clone(), value.unwrap_or(key), rest))
+                })
+            }
+            Kind::Map(_) | Kind::Scalar { .. } => None,
         }
     }
 

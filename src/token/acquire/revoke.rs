@@ -23,7 +23,7 @@ pub const FORGET_LEASE_WAIT: Duration = LEASE_MARGIN;
 
 const UNKNOWN: &str = "it was granted under an earlier definition of the connection (another server, client, grant or \
                        owner), which this instance no longer knows after its restart; revoke it at that server";
-const LATE: &str = "the server did not respond in time; revoke it there";
+const LATE: &str = "the server did not revoke it in time; revoke it there";
 
 impl Acquirer {
     /// Revokes the refresh token, then the access token, then forgets both.

@@ -132,3 +132,16 @@ async fn a_reload_responds_with_its_outcome() {
     wait_until(&mut events, "\"restart_required\":[\"workers\"]").await;
     assert_eq!(stage.call("post", "/api/v1/connections/crm/refresh", OPERATOR, None).await.status, 403);
 }
+
+#[tokio::test]
+async fn only_a_manager_may_check_a_definition_that_is_not_saved() {
+    let stage = Stage::start().await;
+    let token_url = format!("http://{}/token", stage.server.address);
+    let definition = json!({ "name": "new", "client_id": "a", "client_secret": "b", "token_url": token_url });
+    let body = json!({ "definition": definition });
+    for (user, status) in [(VIEWER, 403), (OPERATOR, 403), (MANAGER, 200)] {
+        let response = stage.call("post", "/api/v1/connections/new/preflight", user, Some(&body)).await;
+        assert_eq!(response.status, status, "{user}: {}", response.text());
+    }
+    stage.sidecar.wait_for_log("role_too_low").await;
+}

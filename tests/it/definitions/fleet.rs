@@ -7,7 +7,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::{JSON, SECRET, config, definition, if_match, wait_until_status};
+use super::{JSON, SECRET, code, config, definition, if_match, wait_until_status};
 use crate::rig::fleet::{SEAL_KEY, store};
 use crate::rig::manager::{MANAGER, call_as};
 use crate::rig::raw::RawResponse;
@@ -74,7 +74,7 @@ async fn two_replicas_share_definitions_and_an_outage_of_redis_changes_nothing()
     made_here_used_and_edited_there(&replicas).await;
     redis.stop().await;
     let refused = replicas.call(0, "PUT", "/connections/two", "", &definition("two", "two.test")).await;
-    assert_eq!((refused.status, refused.code()), (503, "store_unavailable"), "{}", refused.text());
+    assert_eq!((refused.status, code(&refused).as_str()), (503, "store_unavailable"), "{}", refused.text());
     // A reload of the files keeps the definitions.
     let path = replicas.replicas[1].dir.path().join("keybearer.yaml");
     let text = std::fs::read_to_string(&path).expect("the configuration") + "# changed\n";
@@ -141,12 +141,13 @@ async fn killed_while_saving(store: &str) {
     let mut sidecar = Sidecar::start(&text).await;
     let lines = format!("{JSON}If-None-Match: *\r\n");
     let body = of_round(0).to_string();
+    let begin = Instant::now();
     let made = call_as(MANAGER, sidecar.admin(), ("PUT", "/connections/own"), &lines, &body).await;
     assert_eq!(made.status, 201, "{}", made.text());
-    let mut last = 0;
+    let (a_save, mut last) = (begin.elapsed(), 0);
     for round in 1..=KILLS {
         let saving = tokio::spawn(save(sidecar.admin(), round));
-        sleep(Duration::from_micros(fastrand::u64(0..40_000))).await;
+        sleep(a_save.mul_f64(1.5 * fastrand::f64())).await;
         let (dir, addresses, _) = sidecar.crash().await;
         let is_confirmed = saving.await.expect("the request");
         sidecar = Sidecar::start_over(dir, addresses, &[]).await;

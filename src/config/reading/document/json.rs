@@ -25,7 +25,7 @@ fn build(text: &str, limits: Limits) -> Result<(Document, Vec<Flaw>), Flaw> {
             ']' | '}' => builder.end(mark)?,
             '"' => {
                 let text = serde_json::from_str(token).map_err(|_| {
-                    let message = "is not valid JSON: half of a surrogate pair is no character";
+                    let message = "is not valid JSON: half of a surrogate pair is not a character";
                     builder.flaw(mark, message, "write both halves, or the character itself")
                 })?;
                 builder.scalar(mark, text, false, false, 0)?;
