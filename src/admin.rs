@@ -14,6 +14,7 @@ mod connections;
 mod consent;
 mod cookie;
 mod events;
+mod extract;
 mod host;
 mod listen;
 mod openapi;

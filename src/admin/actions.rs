@@ -6,19 +6,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::body::body;
+use super::extract::Path;
 use super::problem::{Problem, bound, definition, no_token};
 use super::users::AuthenticatedUser;
-use super::{Admin, ReloadOutcome, ReloadRequest, trial, view};
+use super::view::{self, Token};
+use super::{Admin, ReloadOutcome, ReloadRequest, trial};
 use crate::model::token::{RefreshToken, Subject};
 use crate::snapshot::{BoundConnection, BoundDefinition};
 use crate::telemetry::Clean;
@@ -30,10 +33,13 @@ const IMPORT_WAIT: Duration = Duration::from_secs(40);
 const RELOAD_WAIT: Duration = Duration::from_secs(30);
 
 /// Selects one token of a connection.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenSelector {
+    /// Absent: the default profile.
     profile: Option<String>,
+    /// Required if the connection has a token for each subject.
+    #[schemars(regex(pattern = Subject::PATTERN))]
     subject: Option<String>,
 }
 
@@ -44,13 +50,30 @@ impl TokenSelector {
 }
 
 /// The body of an import: a refresh token that was obtained elsewhere.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ImportBody {
+pub struct ImportBody {
+    /// Absent: the default profile.
     profile: Option<String>,
+    /// Required if the connection has a token for each subject.
+    #[schemars(regex(pattern = Subject::PATTERN))]
     subject: Option<String>,
-    #[serde(default)]
-    refresh_token: String,
+    #[schemars(required, extend("writeOnly" = true))]
+    refresh_token: Option<String>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadBody {}
+
+/// The outcome of a reload.
+#[derive(Serialize, JsonSchema)]
+pub struct Reloaded {
+    /// `unchanged`: the files match the configuration in force.
+    #[schemars(extend("enum" = ["applied", "unchanged"]))]
+    outcome: &'static str,
+    /// Keys whose changes need a restart.
+    restart_required: Vec<&'static str>,
 }
 
 pub async fn refresh(
@@ -58,7 +81,7 @@ pub async fn refresh(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Token>, Problem> {
     let selector: TokenSelector = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
@@ -80,9 +103,9 @@ pub async fn import(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Token>, Problem> {
     let ImportBody { profile, subject, refresh_token } = body(request).await?;
-    let refresh_token = Zeroizing::new(refresh_token);
+    let refresh_token = Zeroizing::new(refresh_token.unwrap_or_default());
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
     let token = RefreshToken::parse(&refresh_token).ok_or_else(|| {
@@ -110,7 +133,7 @@ pub async fn test(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<trial::TrialResult>, Problem> {
     let requested: trial::TrialRequest = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
@@ -143,11 +166,8 @@ pub async fn reload(
     State(admin): State<Admin>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
-    #[derive(Default, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct EmptyBody {}
-    let EmptyBody {} = body(request).await?;
+) -> Result<Json<Reloaded>, Problem> {
+    let ReloadBody {} = body(request).await?;
     let Some(sender) = &admin.reload else {
         return Err(Problem::new(
             StatusCode::CONFLICT,
@@ -163,10 +183,11 @@ pub async fn reload(
         mpsc::error::TrySendError::Full(_) => busy().retry_after(Duration::from_secs(1)),
         mpsc::error::TrySendError::Closed(_) => busy(),
     })?;
-    let applied = |outcome: &str, keys: Vec<&str>| Ok(Json(json!({ "outcome": outcome, "restart_required": keys })));
     match tokio::time::timeout(RELOAD_WAIT, outcome).await {
-        Ok(Ok(ReloadOutcome::Applied { restart_required })) => applied("applied", restart_required),
-        Ok(Ok(ReloadOutcome::Unchanged)) => applied("unchanged", Vec::new()),
+        Ok(Ok(ReloadOutcome::Applied { restart_required })) => {
+            Ok(Json(Reloaded { outcome: "applied", restart_required }))
+        }
+        Ok(Ok(ReloadOutcome::Unchanged)) => Ok(Json(Reloaded { outcome: "unchanged", restart_required: Vec::new() })),
         Ok(Ok(ReloadOutcome::Refused(problems))) => {
             let detail = "the configuration has problems; the previous one remains active";
             let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "configuration_refused", detail);

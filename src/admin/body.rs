@@ -1,6 +1,6 @@
 //! Request bodies of the API.
 //!
-//! Invariants: a body is JSON, with a size limit and a deadline; no response repeats it.
+//! Invariants: a body is a JSON object, with a size limit and a deadline; no response repeats it.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 
-use super::problem::Problem;
+use super::problem::{Problem, bad_request};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -37,11 +37,15 @@ pub async fn body<T: DeserializeOwned + Default>(request: Request) -> Result<T, 
         let detail = "the body must be application/json";
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "not_json", detail));
     }
+    // serde would also read the members from an array.
+    if bytes.trim_ascii_start().first() != Some(&b'{') {
+        return Err(bad_request("the body must be a JSON object"));
+    }
     serde_json::from_slice(&bytes).map_err(|error| {
         // The position only: the body may hold secrets.
         let detail =
             format!("the body is not valid for this operation (line {}, column {})", error.line(), error.column());
-        Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail)
+        bad_request(detail)
     })
 }
 
@@ -51,5 +55,5 @@ fn read_failed(error: &axum::Error) -> Problem {
         let detail = format!("the body is larger than {BODY_BYTES_MAX} bytes");
         return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
     }
-    Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body is incomplete")
+    bad_request("the body is incomplete")
 }

@@ -5,15 +5,16 @@
 //! Not here: the JSON of a whole connection and of a token (`view`).
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
+use super::Admin;
+use super::extract::{Path, Query};
 use super::problem::{Problem, bad_request, bound};
-use super::{Admin, view};
+use super::view::{self, LastAttempt, ShownConnection, Time};
 use crate::clock::Now;
 use crate::model::Name;
 use crate::model::connection::{Connection, Route, RouteMatch};
@@ -26,14 +27,69 @@ const QUERY_CHARS_MAX: usize = 200;
 /// Routes that an item lists; `route_count` is the total.
 const ROUTES_MAX: usize = 8;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionsQuery {
+    /// Text in the name, the comments, a host or the client ID; case does not matter.
+    #[schemars(length(max = QUERY_CHARS_MAX))]
     q: Option<String>,
+    /// The state of the connections.
+    #[schemars(extend("enum" = view::CONNECTION_STATES))]
     state: Option<String>,
+    /// The application of the connections.
     application: Option<String>,
+    /// Items on the page; absent: 50.
+    #[schemars(range(min = 1, max = LIMIT_MAX))]
     limit: Option<usize>,
+    /// The cursor of the previous page.
     cursor: Option<String>,
+}
+
+/// A page of a list.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "{T}Page")]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Null on the last page.
+    pub cursor: Option<String>,
+}
+
+/// A connection in a list.
+#[derive(Serialize, JsonSchema)]
+pub struct ConnectionItem {
+    name: String,
+    active: bool,
+    /// `inactive`, or the worst state of its shared tokens; `idle` without any.
+    #[schemars(extend("enum" = view::CONNECTION_STATES))]
+    state: &'static str,
+    #[schemars(extend("enum" = view::grants()))]
+    grant: &'static str,
+    client_id: String,
+    application: Option<String>,
+    comments: Option<String>,
+    /// When the token with that state expires.
+    expires_at: Option<Time>,
+    /// The last attempt to get that token.
+    last_attempt: Option<LastAttempt>,
+    /// The shared tokens, if there are several profiles.
+    profiles: Vec<ProfileItem>,
+    /// The hosts or mounts and the paths of its first routes.
+    #[schemars(length(max = ROUTES_MAX))]
+    routes: Vec<String>,
+    /// The number of all routes.
+    route_count: usize,
+}
+
+/// The shared token of one of several profiles.
+#[derive(Serialize, JsonSchema)]
+struct ProfileItem {
+    profile: String,
+    #[schemars(extend("enum" = view::grants()))]
+    grant: &'static str,
+    #[schemars(extend("enum" = view::TOKEN_STATES))]
+    state: &'static str,
+    expires_at: Option<Time>,
+    last_attempt: Option<LastAttempt>,
 }
 
 /// The checked query.
@@ -47,8 +103,7 @@ struct Filter {
 }
 
 impl Filter {
-    fn parse(query: Result<Query<ConnectionsQuery>, QueryRejection>) -> Result<Filter, Problem> {
-        let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
+    fn parse(query: ConnectionsQuery) -> Result<Filter, Problem> {
         let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
         if !(1..=LIMIT_MAX).contains(&limit) {
             return Err(bad_request(format!("`limit` must be between 1 and {LIMIT_MAX}")));
@@ -95,8 +150,8 @@ fn hosts(route: &Route) -> impl Iterator<Item = String> {
 /// Finds a page in one pass over all connections.
 pub async fn list(
     State(admin): State<Admin>,
-    query: Result<Query<ConnectionsQuery>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
+    Query(query): Query<ConnectionsQuery>,
+) -> Result<Json<Page<ConnectionItem>>, Problem> {
     let filter = Filter::parse(query)?;
     let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
     let mut found: Vec<_> = snapshot.connections.iter().filter(|bound| filter.matches(bound, now)).collect();
@@ -104,13 +159,13 @@ pub async fn list(
     let page = &found[..found.len().min(filter.limit)];
     let last = page.last().filter(|_| found.len() > page.len());
     let cursor = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.connection.name.as_str()));
-    let items: Vec<_> = page.iter().map(|bound| item(bound, now)).collect();
-    Ok(Json(json!({ "items": items, "cursor": cursor })))
+    Ok(Json(Page { items: page.iter().map(|bound| item(bound, now)).collect(), cursor }))
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionQuery {
+    /// Shows each key as value and source, with the defaults of absent keys.
     #[serde(default)]
     resolved: bool,
 }
@@ -118,48 +173,45 @@ pub struct ConnectionQuery {
 pub async fn get(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    query: Result<Query<ConnectionQuery>, QueryRejection>,
-) -> Result<Json<Value>, Problem> {
-    let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
+    Query(query): Query<ConnectionQuery>,
+) -> Result<Json<ShownConnection>, Problem> {
     let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
     let bound = bound(&snapshot, &name)?;
     Ok(Json(if query.resolved { view::resolved(bound, now) } else { view::connection(bound, now) }))
 }
 
-fn item(bound: &BoundConnection, now: Now) -> Value {
+fn item(bound: &BoundConnection, now: Now) -> ConnectionItem {
     let connection = &bound.connection;
     let (state, slot_state) = view::connection_state(bound, now);
     let current = slot_state.as_ref().and_then(|state| state.token.as_ref());
-    let routes: Vec<_> = connection.routes.iter().take(ROUTES_MAX).map(view::route_match).collect();
     // The item itself shows the state of a single token.
-    let profiles: Vec<_> = match bound.definitions.as_slice() {
+    let profiles = match bound.definitions.as_slice() {
         [_] => Vec::new(),
         several => several.iter().filter_map(|own| profile(own, now)).collect(),
     };
-    json!({
-        "name": connection.name.as_str(),
-        "active": connection.active,
-        "state": state,
-        "grant": connection.grant.as_str(),
-        "client_id": connection.client_id,
-        "application": connection.application,
-        "comments": connection.comments,
-        "expires_at": current.map(|token| view::expiry(token)),
-        "last_attempt": slot_state.as_ref().map(|state| view::last_attempt(state)),
-        "profiles": profiles,
-        "routes": routes,
-        "route_count": connection.routes.len(),
-    })
+    ConnectionItem {
+        name: connection.name.to_string(),
+        active: connection.active,
+        state,
+        grant: connection.grant.as_str(),
+        client_id: connection.client_id.clone(),
+        application: connection.application.clone(),
+        comments: connection.comments.clone(),
+        expires_at: current.map(|token| view::expiry(token)),
+        last_attempt: slot_state.as_ref().and_then(|state| view::last_attempt(state)),
+        profiles,
+        routes: connection.routes.iter().take(ROUTES_MAX).map(view::route_match).collect(),
+        route_count: connection.routes.len(),
+    }
 }
 
-/// The shared token of one of several profiles.
-fn profile(own: &BoundDefinition, now: Now) -> Option<Value> {
+fn profile(own: &BoundDefinition, now: Now) -> Option<ProfileItem> {
     let state = own.slots.as_ref()?.shared()?.state();
-    Some(json!({
-        "profile": own.connection.profile.as_str(),
-        "grant": own.connection.grant.as_str(),
-        "state": state.name(now),
-        "expires_at": state.token.as_ref().map(|token| view::expiry(token)),
-        "last_attempt": view::last_attempt(&state),
-    }))
+    Some(ProfileItem {
+        profile: own.connection.profile.to_string(),
+        grant: own.connection.grant.as_str(),
+        state: state.name(now),
+        expires_at: state.token.as_ref().map(|token| view::expiry(token)),
+        last_attempt: view::last_attempt(&state),
+    })
 }

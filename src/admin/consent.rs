@@ -39,7 +39,7 @@ use pages::Page;
 use refusal::not_allowed;
 use visit::Visit;
 
-pub use api::{authorization, authorize};
+pub use api::{AuthorizationStatus, BegunAuthorization, authorization, authorize};
 pub use flow::{constant_time_eq, random};
 pub use hand_over::hand_over;
 

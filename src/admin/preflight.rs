@@ -5,26 +5,37 @@
 
 use std::time::Duration;
 
-use axum::extract::{OriginalUri, Path, Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::{Extension, Json};
-use serde::Deserialize;
+use schemars::JsonSchema;
 use serde::de::IgnoredAny;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::body::body;
+use super::extract::Path;
 use super::problem::{Problem, bound, definition};
 use super::users::AuthenticatedUser;
 use super::{Admin, record};
+use crate::oauth::Check;
 
 /// Preflights that run at once; each takes up to 15 seconds.
 pub const PREFLIGHTS_MAX: usize = 4;
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct PreflightBody {
+pub struct PreflightBody {
+    /// Not supported yet: the definition of a connection that is not in force.
+    #[schemars(with = "Option<Map<String, Value>>")]
     definition: Option<IgnoredAny>,
+}
+
+/// What a preflight found.
+#[derive(Serialize, JsonSchema)]
+pub struct Checks {
+    checks: Vec<Check>,
 }
 
 pub async fn preflight(
@@ -33,7 +44,7 @@ pub async fn preflight(
     OriginalUri(uri): OriginalUri,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Checks>, Problem> {
     let PreflightBody { definition: unsaved } = body(request).await?;
     if unsaved.is_some() {
         let detail = "a preflight of a definition that is not in force is not supported yet; leave `definition` out";
@@ -50,5 +61,5 @@ pub async fn preflight(
     let checks = endpoint.preflight(snapshot.links.callback().as_deref()).await;
     let key = definition.connection.token_key(None);
     record::operation(&admin, &user, (&Method::POST, uri.path()), &key, StatusCode::OK);
-    Ok(Json(json!({ "checks": checks })))
+    Ok(Json(Checks { checks }))
 }

@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
+use crate::config;
 use crate::model::token::default_profile;
 use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 use crate::store::StoreError;
@@ -19,6 +23,38 @@ pub struct Problem {
     detail: String,
     retry_after: Option<Duration>,
     more: Map<String, Value>,
+}
+
+/// The body of an error response.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub struct ProblemBody {
+    /// `urn:keybearer:error:` and the code.
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    /// A stable name of the error, for programs.
+    code: &'static str,
+    /// What happened and what to do next.
+    detail: String,
+    #[serde(flatten)]
+    #[schemars(schema_with = "more_members")]
+    more: Map<String, Value>,
+}
+
+/// The members that some problems have.
+fn more_members(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "string",
+                "description": "The authorization server's error code, or our name for the failure.",
+            },
+            "description": { "type": ["string", "null"], "description": "The authorization server's own words." },
+            "problems": { "type": "array", "items": generator.subschema_for::<config::Problem>() },
+        },
+    })
 }
 
 impl Problem {
@@ -53,13 +89,15 @@ impl Problem {
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut members = self.more;
-        members.insert("type".to_owned(), format!("urn:keybearer:error:{}", self.code).into());
-        members.insert("title".to_owned(), self.status.canonical_reason().unwrap_or_default().into());
-        members.insert("status".to_owned(), json!(self.status.as_u16()));
-        members.insert("code".to_owned(), self.code.into());
-        members.insert("detail".to_owned(), self.detail.into());
-        let mut response = (self.status, Value::Object(members).to_string()).into_response();
+        let body = ProblemBody {
+            r#type: format!("urn:keybearer:error:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: self.detail,
+            more: self.more,
+        };
+        let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {

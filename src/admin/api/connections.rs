@@ -5,48 +5,46 @@
 use axum::routing::{get, post};
 
 use super::common::UNKNOWN;
-use crate::admin::openapi::Operation;
-use crate::admin::{connections, preflight};
+use crate::admin::connections::{self, ConnectionItem, ConnectionQuery, ConnectionsQuery, Page};
+use crate::admin::openapi::{self, Input, Operation, Response};
+use crate::admin::preflight::{self, Checks, PreflightBody};
 use crate::model::Role;
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
+        id: "listConnections",
         method: "get",
         path: "/connections",
         role: Role::Viewer,
         summary: "A page of the connections by name, each with its state; optionally filtered",
-        responses: &[(200, "{items: [short connection], cursor}"), (400, "the query is invalid")],
-        members: &[
-            ("q", "text in the name, the comments, a host or the client ID; case does not matter"),
-            ("state", "a state of connections"),
-            ("application", "the application of the connection"),
-            ("limit", "items on the page, 1 to 200; absent: 50"),
-            ("cursor", "the cursor of the previous page"),
-        ],
+        inputs: &[Input::query::<ConnectionsQuery>()],
+        responses: &[Response::json::<Page<ConnectionItem>>(200, "a page of connections")],
         handler: || get(connections::list),
     },
     Operation {
+        id: "getConnection",
         method: "get",
         path: "/connections/{name}",
         role: Role::Viewer,
         summary: "One connection: its definition as written and its state; `?resolved=true` shows each value with its source",
-        responses: &[(200, "the connection"), (400, "the query is invalid"), UNKNOWN],
-        members: &[("resolved", "true: each key as {value, source}, with the defaults of absent keys")],
+        inputs: &[Input::query::<ConnectionQuery>()],
+        responses: &[Response::json_of(200, "the connection", openapi::connection), UNKNOWN],
         handler: || get(connections::get),
     },
     Operation {
+        id: "preflightConnection",
         method: "post",
         path: "/connections/{name}/preflight",
         role: Role::Operator,
         summary: "Checks the connection against its authorization server: DNS, TLS, clock, metadata, client authentication",
+        inputs: &[Input::body::<PreflightBody>()],
         responses: &[
-            (200, "{checks: [{name, outcome, detail, remedy}]}; outcome is ok, warning, failed or skipped"),
+            Response::json::<Checks>(200, "the checks in their order"),
             UNKNOWN,
-            (409, "the connection is inactive"),
-            (422, "the definition of a connection that is not in force cannot be checked yet"),
-            (503, "too many preflights are in progress"),
+            Response::problem(409, "the connection is inactive"),
+            Response::problem(422, "the definition of a connection that is not in force cannot be checked yet"),
+            Response::problem(503, "too many preflights are in progress"),
         ],
-        members: &[],
         handler: || post(preflight::preflight),
     },
 ];

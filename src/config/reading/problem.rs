@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::published::{Destinations, Published};
@@ -19,8 +20,11 @@ use crate::telemetry::is_deceptive;
 /// Maximum problems that are listed, so that a garbage file does not yield one problem per line.
 const PROBLEMS_MAX: usize = 1000;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A problem of the configuration, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "ConfigurationProblem")]
 pub struct Problem {
+    #[schemars(with = "String")]
     pub file: PathBuf,
     /// From 1.
     pub line: usize,
