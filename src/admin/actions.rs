@@ -22,7 +22,8 @@ use super::problem::{Problem, bound, definition, no_token};
 use super::users::AuthenticatedUser;
 use super::view::{self, Token};
 use super::{Admin, ReloadOutcome, ReloadRequest, trial};
-use crate::model::token::{RefreshToken, Subject};
+use crate::model::Name;
+use crate::model::token::{REFRESH_TOKEN_BYTES_MAX, RefreshToken, Subject};
 use crate::snapshot::{BoundConnection, BoundDefinition};
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Cause, Kind};
@@ -37,6 +38,7 @@ const RELOAD_WAIT: Duration = Duration::from_secs(30);
 #[serde(deny_unknown_fields)]
 pub struct TokenSelector {
     /// Absent: the default profile.
+    #[schemars(regex(pattern = Name::PATTERN))]
     profile: Option<String>,
     /// Required if the connection has a token for each subject.
     #[schemars(regex(pattern = Subject::PATTERN))]
@@ -54,11 +56,17 @@ impl TokenSelector {
 #[serde(deny_unknown_fields)]
 pub struct ImportBody {
     /// Absent: the default profile.
+    #[schemars(regex(pattern = Name::PATTERN))]
     profile: Option<String>,
     /// Required if the connection has a token for each subject.
     #[schemars(regex(pattern = Subject::PATTERN))]
     subject: Option<String>,
-    #[schemars(required, extend("writeOnly" = true))]
+    #[schemars(
+        required,
+        length(max = REFRESH_TOKEN_BYTES_MAX),
+        regex(pattern = "^[ -~]+$"),
+        extend("writeOnly" = true)
+    )]
     refresh_token: Option<String>,
 }
 

@@ -16,7 +16,7 @@ use super::extract::Query;
 use super::problem::{Problem, bad_request};
 use super::view::Time;
 use crate::model::Name;
-use crate::model::time::parse_rfc3339;
+use crate::model::time::parse_rfc3339_saturating;
 use crate::telemetry::activity::{Counts, MINUTE};
 use crate::telemetry::audit::{self, Entry, Kind};
 
@@ -99,7 +99,7 @@ pub async fn list(
     };
     let kind = query.event.as_deref().map(kind).transpose()?;
     let time = |text: &str| {
-        parse_rfc3339(text).ok_or_else(|| bad_request("`since` is not a time such as 2026-11-30T12:00:00Z"))
+        parse_rfc3339_saturating(text).ok_or_else(|| bad_request("`since` is not a time such as 2026-11-30T12:00:00Z"))
     };
     let since = query.since.as_deref().map(time).transpose()?;
     let number = |text: &str| text.parse::<u64>().map_err(|_| bad_request("`cursor` is not one of this list"));

@@ -6,8 +6,6 @@
 
 use axum::Json;
 use axum::extract::State;
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +40,7 @@ pub struct ConnectionsQuery {
     #[schemars(range(min = 1, max = LIMIT_MAX))]
     limit: Option<usize>,
     /// The cursor of the previous page.
+    #[schemars(regex(pattern = Name::PATTERN))]
     cursor: Option<String>,
 }
 
@@ -115,11 +114,7 @@ impl Filter {
         if query.state.as_deref().is_some_and(|state| !view::CONNECTION_STATES.contains(&state)) {
             return Err(bad_request(format!("`state` must be one of {}", view::CONNECTION_STATES.join(", "))));
         }
-        let after = |text: &str| {
-            let name = BASE64_URL_SAFE_NO_PAD.decode(text).ok().and_then(|name| String::from_utf8(name).ok());
-            let name = name.and_then(|name| Name::parse(&name));
-            name.ok_or_else(|| bad_request("`cursor` is not one of this list".to_owned()))
-        };
+        let after = |text: &str| Name::parse(text).ok_or_else(|| bad_request("`cursor` is not one of this list"));
         let after = query.cursor.as_deref().map(after).transpose()?;
         Ok(Filter { text: text.to_lowercase(), state: query.state, application: query.application, limit, after })
     }
@@ -158,7 +153,7 @@ pub async fn list(
     found.sort_unstable_by(|one, other| one.connection.name.cmp(&other.connection.name));
     let page = &found[..found.len().min(filter.limit)];
     let last = page.last().filter(|_| found.len() > page.len());
-    let cursor = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.connection.name.as_str()));
+    let cursor = last.map(|last| last.connection.name.to_string());
     Ok(Json(Page { items: page.iter().map(|bound| item(bound, now)).collect(), cursor }))
 }
 

@@ -8,6 +8,7 @@ mod schemas;
 
 use serde_json::{Map, Value, json};
 
+use super::consent::FlowId;
 use super::cookie;
 use super::session::{COOKIE, CSRF_HEADER};
 use crate::config;
@@ -21,9 +22,9 @@ pub const BASE: &str = "/api/v1";
 
 /// Parameters in paths: name, pattern, description.
 const PATH_PARAMETERS: [(&str, &str, &str); 3] = [
-    ("name", Name::PATTERN, "name of a connection"),
-    ("secret", config::STORED_NAME_PATTERN, "name of a secret"),
-    ("id", "^[A-Za-z0-9_-]{23}$", "ID of an authorization"),
+    ("name", Name::PATTERN, "The name of a connection."),
+    ("secret", config::STORED_NAME_PATTERN, "The name of a secret."),
+    ("id", FlowId::PATTERN, "The ID of an authorization."),
 ];
 
 const UNAUTHENTICATED: Response = Response::problem(401, "no valid token, and no valid session");
@@ -129,8 +130,8 @@ fn query_parameters(object: Value) -> Vec<Value> {
     let parameter = |(name, mut schema): (String, Value)| {
         let description = schema.as_object_mut().and_then(|schema| schema.remove("description"));
         // A parameter is present or absent, never null.
-        if let Some(Value::Array(types)) = schema.get_mut("type") {
-            types.retain(|one| one != "null");
+        if let Some(Value::Array(types)) = schema.get("type") {
+            schema["type"] = types.iter().find(|one| *one != "null").cloned().unwrap_or_default();
         }
         let required = is_required(&name);
         json!({ "name": name, "in": "query", "required": required, "description": description, "schema": schema })

@@ -16,6 +16,7 @@ use super::connections::Page;
 use super::extract::{Path, Query};
 use super::problem::{Problem, bad_request, bound, definition, store_unavailable};
 use super::view::{self, TOKEN_STATES, Token};
+use crate::model::Name;
 use crate::model::connection::Connection;
 use crate::model::token::{Subject, TokenKey};
 use crate::snapshot::{BoundConnection, BoundDefinition};
@@ -31,6 +32,7 @@ const LIMIT_MAX: usize = 1000;
 #[serde(deny_unknown_fields)]
 pub struct TokensQuery {
     /// The profile of the tokens; absent: all.
+    #[schemars(regex(pattern = Name::PATTERN))]
     profile: Option<String>,
     /// The subject of the tokens; absent: all.
     #[schemars(regex(pattern = Subject::PATTERN))]
@@ -42,6 +44,7 @@ pub struct TokensQuery {
     #[schemars(range(min = 1, max = LIMIT_MAX))]
     limit: Option<usize>,
     /// The cursor of the previous page.
+    #[schemars(regex(pattern = Cursor::PATTERN))]
     cursor: Option<String>,
 }
 
@@ -55,6 +58,8 @@ struct Cursor {
 }
 
 impl Cursor {
+    const PATTERN: &str = "^[a-z0-9][a-z0-9_-]{0,62}(/[A-Za-z0-9._@:+-]{1,128})?$";
+
     fn parse(text: &str, bound: &BoundConnection) -> Option<Cursor> {
         let (profile, subject) = match text.split_once('/') {
             Some((profile, subject)) => (profile, Some(Subject::parse(subject)?)),

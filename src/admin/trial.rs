@@ -25,6 +25,7 @@ use super::problem::{Problem, no_token};
 use super::view::TOKEN_STATES;
 use crate::clock::Clock;
 use crate::gate::Turn;
+use crate::model::Name;
 use crate::model::connection::{
     ACCESS_TOKEN, Connection, HostPattern, Inject, OtherBearer, PathPrefix, PortRule, Route, RouteMatch, Stripped,
 };
@@ -44,6 +45,7 @@ const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 #[serde(deny_unknown_fields)]
 pub struct TrialRequest {
     /// Absent: the default profile.
+    #[schemars(regex(pattern = Name::PATTERN))]
     pub profile: Option<String>,
     /// Required if the connection has a token for each subject.
     #[schemars(regex(pattern = Subject::PATTERN))]

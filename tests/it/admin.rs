@@ -5,6 +5,7 @@ mod actions;
 mod activity;
 mod commands;
 mod connections;
+mod openapi;
 mod roles;
 mod sessions;
 mod tls;

@@ -32,7 +32,7 @@ pub struct Problem {
     pub column: usize,
     /// Such as `connections[2].token_url`; empty for the whole file.
     pub path: String,
-    /// For programs; `None` if the message says it all.
+    /// For programs; absent if the message says it all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'static str>,
     pub message: String,
