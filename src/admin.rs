@@ -16,6 +16,7 @@ mod consent;
 mod cookie;
 mod definitions;
 mod events;
+mod extract;
 mod host;
 mod listen;
 mod logo;

@@ -48,9 +48,9 @@ pub use partial::{
     InstanceLocation, ListenerLocation, caller_secret, has_desktop, locate_instance, presented_token, read_token,
     store_of,
 };
-pub use reading::secret::is_stored_name;
+pub use reading::secret::{STORED_NAME_PATTERN, is_stored_name};
 pub use reading::{Excerpts, Problem, Problems};
-pub use schema::{connection_defaults, schema};
+pub use schema::{connection_defaults, definition_schemas, schema, tidy_schema};
 pub use stored::{SetAside, StoredDefinition};
 
 use crate::model::Model;

@@ -244,11 +244,14 @@ pub enum Audit {
     File(PathBuf),
 }
 
-/// A name from the configuration: `[a-z0-9][a-z0-9_-]{0,62}`. Safe as a label, in a URL and in a log.
+/// A name from the configuration; matches [`Name::PATTERN`]. Safe as a label, in a URL and in a log.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Name(Arc<str>);
 
 impl Name {
+    /// A regular expression for all names.
+    pub const PATTERN: &str = "^[a-z0-9][a-z0-9_-]{0,62}$";
+
     /// `None` if the text does not match the pattern.
     pub fn parse(text: &str) -> Option<Name> {
         Name::is_name(text).then(|| Name(text.into()))

@@ -6,20 +6,24 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::{Extension, Json};
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::body::body;
+use super::extract::Path;
 use super::problem::{Problem, bound, definition, no_file, no_token};
 use super::users::AuthenticatedUser;
-use super::{Admin, ConfigurationRequest, ReloadOutcome, ReloadRequest, trial, view};
-use crate::model::token::{RefreshToken, Subject};
+use super::view::{self, Token};
+use super::{Admin, ConfigurationRequest, ReloadOutcome, ReloadRequest, trial};
+use crate::model::Name;
+use crate::model::token::{REFRESH_TOKEN_BYTES_MAX, RefreshToken, Subject};
 use crate::snapshot::{BoundConnection, BoundDefinition};
 use crate::telemetry::Clean;
 use crate::telemetry::audit::{self, Cause, Kind};
@@ -30,10 +34,14 @@ const IMPORT_WAIT: Duration = Duration::from_secs(40);
 const RELOAD_WAIT: Duration = Duration::from_secs(30);
 
 /// Selects one token of a connection.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenSelector {
+    /// Absent: the default profile.
+    #[schemars(regex(pattern = Name::PATTERN))]
     profile: Option<String>,
+    /// Required if the connection has a token for each subject.
+    #[schemars(regex(pattern = Subject::PATTERN))]
     subject: Option<String>,
 }
 
@@ -44,13 +52,36 @@ impl TokenSelector {
 }
 
 /// The body of an import: a refresh token that was obtained elsewhere.
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ImportBody {
+pub struct ImportBody {
+    /// Absent: the default profile.
+    #[schemars(regex(pattern = Name::PATTERN))]
     profile: Option<String>,
+    /// Required if the connection has a token for each subject.
+    #[schemars(regex(pattern = Subject::PATTERN))]
     subject: Option<String>,
-    #[serde(default)]
-    refresh_token: String,
+    #[schemars(
+        required,
+        length(max = REFRESH_TOKEN_BYTES_MAX),
+        regex(pattern = "^[ -~]+$"),
+        extend("writeOnly" = true)
+    )]
+    refresh_token: Option<String>,
+}
+
+#[derive(Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ReloadBody {}
+
+/// The outcome of a reload.
+#[derive(Serialize, JsonSchema)]
+pub struct Reloaded {
+    /// `unchanged`: the files match the configuration in force.
+    #[schemars(extend("enum" = ["applied", "unchanged"]))]
+    outcome: &'static str,
+    /// Keys whose changes need a restart.
+    restart_required: Vec<&'static str>,
 }
 
 pub async fn refresh(
@@ -58,7 +89,7 @@ pub async fn refresh(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Token>, Problem> {
     let selector: TokenSelector = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
@@ -80,9 +111,9 @@ pub async fn import(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Token>, Problem> {
     let ImportBody { profile, subject, refresh_token } = body(request).await?;
-    let refresh_token = Zeroizing::new(refresh_token);
+    let refresh_token = Zeroizing::new(refresh_token.unwrap_or_default());
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
     let token = RefreshToken::parse(&refresh_token).ok_or_else(|| {
@@ -110,7 +141,7 @@ pub async fn test(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<trial::TrialResult>, Problem> {
     let requested: trial::TrialRequest = body(request).await?;
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, &name)?;
@@ -143,11 +174,8 @@ pub async fn reload(
     State(admin): State<Admin>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
-    #[derive(Default, Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct EmptyBody {}
-    let EmptyBody {} = body(request).await?;
+) -> Result<Json<Reloaded>, Problem> {
+    let ReloadBody {} = body(request).await?;
     let sender = admin.reload.as_ref().ok_or_else(no_file)?;
     tracing::info!(user = %user.name, "reload requested");
     let (reply, outcome) = oneshot::channel();
@@ -159,10 +187,11 @@ pub async fn reload(
             mpsc::error::TrySendError::Closed(_) => busy(),
         }
     })?;
-    let applied = |outcome: &str, keys: Vec<&str>| Ok(Json(json!({ "outcome": outcome, "restart_required": keys })));
     match tokio::time::timeout(RELOAD_WAIT, outcome).await {
-        Ok(Ok(ReloadOutcome::Applied { restart_required })) => applied("applied", restart_required),
-        Ok(Ok(ReloadOutcome::Unchanged)) => applied("unchanged", Vec::new()),
+        Ok(Ok(ReloadOutcome::Applied { restart_required })) => {
+            Ok(Json(Reloaded { outcome: "applied", restart_required }))
+        }
+        Ok(Ok(ReloadOutcome::Unchanged)) => Ok(Json(Reloaded { outcome: "unchanged", restart_required: Vec::new() })),
         Ok(Ok(ReloadOutcome::Refused(problems))) => {
             let detail = "the configuration has problems; the previous one remains active";
             let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "configuration_refused", detail);

@@ -6,6 +6,7 @@
 
 mod common;
 mod connections;
+mod definitions;
 mod instance;
 mod people;
 mod tokens;
@@ -14,34 +15,37 @@ use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::routing::get;
 use axum::{Json, Router};
+use serde_json::{Map, Value};
 
-use super::openapi::{self, Operation};
+use super::openapi::{self, Operation, Response, Topic};
 use super::problem::Problem;
 use super::{Admin, auth};
 use crate::model::Role;
 
-const TABLES: [&[Operation]; 5] =
-    [DESCRIPTION, connections::OPERATIONS, tokens::OPERATIONS, people::OPERATIONS, instance::OPERATIONS];
+const TOPICS: [Topic; 6] = [
+    Topic { tag: "connections", description: "Connections and their states", operations: connections::OPERATIONS },
+    Topic { tag: "definitions", description: "Changing connections", operations: definitions::OPERATIONS },
+    Topic { tag: "tokens", description: "The tokens of a connection", operations: tokens::OPERATIONS },
+    Topic { tag: "people", description: "Connecting accounts, and signing in", operations: people::OPERATIONS },
+    Topic { tag: "instance", description: "Configuration, secrets, activity", operations: instance::OPERATIONS },
+    Topic { tag: "description", description: "This description", operations: DESCRIPTION },
+];
 
 const DESCRIPTION: &[Operation] = &[Operation {
+    id: "getDescription",
     method: "get",
     path: "/openapi.json",
     role: Role::Viewer,
     summary: "This OpenAPI description",
-    responses: &[(200, "OpenAPI 3.1")],
-    members: &[],
-    handler: || get(async || Json(openapi::document(operations()))),
+    inputs: &[],
+    responses: &[Response::json::<Map<String, Value>>(200, "OpenAPI 3.1")],
+    handler: || get(async || Json(openapi::document(&TOPICS))),
 }];
-
-/// Every operation of the API.
-fn operations() -> impl Iterator<Item = &'static Operation> {
-    TABLES.into_iter().flatten()
-}
 
 /// The router of the table, with authentication and the fallbacks.
 pub fn router(admin: Admin) -> Router {
     let mut router = Router::new();
-    for operation in operations() {
+    for operation in TOPICS.iter().flat_map(|topic| topic.operations) {
         let role = operation.role;
         let checked = from_fn(move |request, next| auth::permit(role, request, next));
         router = router.route(operation.path, (operation.handler)().route_layer(checked));

@@ -35,7 +35,16 @@ pub async fn body_within<T: DeserializeOwned + Default>(max: usize, request: Req
     if text.is_empty() {
         return Ok(T::default());
     }
-    serde_json::from_str(&text).map_err(|error| {
+    object(&text)
+}
+
+/// Reads a JSON object.
+pub fn object<T: DeserializeOwned>(text: &str) -> Result<T, Problem> {
+    // serde would also read the members from an array.
+    if !text.trim_start().starts_with('{') {
+        return Err(bad_request("the body must be a JSON object"));
+    }
+    serde_json::from_str(text).map_err(|error| {
         // The position only: the body may hold secrets.
         bad_request(format!(
             "the body is not valid for this operation (line {}, column {})",
@@ -78,5 +87,5 @@ fn read_failed(error: &axum::Error, max: usize) -> Problem {
         let detail = format!("the body is larger than {max} bytes");
         return Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail);
     }
-    Problem::new(StatusCode::BAD_REQUEST, "bad_request", "the body is incomplete")
+    bad_request("the body is incomplete")
 }

@@ -7,18 +7,19 @@
 use std::collections::HashSet;
 
 use axum::Json;
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
+use super::Admin;
+use super::body::YAML;
 use super::definitions::etag;
+use super::extract::{Path, Query};
+use super::openapi;
 use super::problem::{Problem, bad_request, bound};
-use super::{Admin, view};
+use super::view::{self, LastAttempt, Time};
 use crate::clock::Now;
 use crate::config::SetAside;
 use crate::model::Name;
@@ -32,15 +33,82 @@ const QUERY_CHARS_MAX: usize = 200;
 /// Routes that an item lists; `route_count` is the total.
 const ROUTES_MAX: usize = 8;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionsQuery {
+    /// Text in the name, the comments, a host or the client ID; case does not matter.
+    #[schemars(length(max = QUERY_CHARS_MAX))]
     q: Option<String>,
+    /// The state of the connections.
+    #[schemars(extend("enum" = view::CONNECTION_STATES))]
     state: Option<String>,
+    /// The application of the connections.
     application: Option<String>,
+    /// Items on the page; absent: 50.
+    #[schemars(range(min = 1, max = LIMIT_MAX))]
     limit: Option<usize>,
+    /// The cursor of the previous page.
+    #[schemars(regex(pattern = Name::PATTERN))]
     cursor: Option<String>,
+    /// `yaml`: all definitions that were made over the API, instead of a page.
     format: Option<Format>,
+}
+
+/// A page of a list.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "{T}Page")]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Null on the last page.
+    pub cursor: Option<String>,
+}
+
+/// A connection in a list.
+#[derive(Serialize, JsonSchema)]
+pub struct ConnectionItem {
+    name: String,
+    active: bool,
+    /// `inactive`, or the worst state of its shared tokens; `idle` without any.
+    #[schemars(extend("enum" = view::CONNECTION_STATES))]
+    state: &'static str,
+    /// Null: its definition is set aside, because it has problems.
+    #[schemars(extend("enum" = view::grants_or_null()))]
+    grant: Option<&'static str>,
+    /// Null: as `grant`.
+    client_id: Option<String>,
+    application: Option<String>,
+    comments: Option<String>,
+    /// When the token with that state expires.
+    expires_at: Option<Time>,
+    /// The last attempt to get that token.
+    last_attempt: Option<LastAttempt>,
+    /// The shared tokens, if there are several profiles.
+    profiles: Vec<ProfileItem>,
+    /// The hosts or mounts and the paths of its first routes.
+    #[schemars(length(max = ROUTES_MAX))]
+    routes: Vec<String>,
+    /// The number of all routes.
+    route_count: usize,
+}
+
+/// The shared token of one of several profiles.
+#[derive(Serialize, JsonSchema)]
+struct ProfileItem {
+    profile: String,
+    #[schemars(extend("enum" = view::grants()))]
+    grant: &'static str,
+    #[schemars(extend("enum" = view::TOKEN_STATES))]
+    state: &'static str,
+    expires_at: Option<Time>,
+    last_attempt: Option<LastAttempt>,
+}
+
+/// Definitions, as a configuration file has them.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Definitions")]
+pub struct Export {
+    #[schemars(schema_with = "openapi::exported_definitions")]
+    connections: Vec<serde_yaml::Value>,
 }
 
 /// The checked query.
@@ -54,8 +122,7 @@ struct Filter {
 }
 
 impl Filter {
-    fn parse(query: Result<Query<ConnectionsQuery>, QueryRejection>) -> Result<Filter, Problem> {
-        let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
+    fn parse(query: ConnectionsQuery) -> Result<Filter, Problem> {
         let limit = query.limit.unwrap_or(LIMIT_DEFAULT);
         if !(1..=LIMIT_MAX).contains(&limit) {
             return Err(bad_request(format!("`limit` must be between 1 and {LIMIT_MAX}")));
@@ -67,11 +134,7 @@ impl Filter {
         if query.state.as_deref().is_some_and(|state| !view::CONNECTION_STATES.contains(&state)) {
             return Err(bad_request(format!("`state` must be one of {}", view::CONNECTION_STATES.join(", "))));
         }
-        let after = |text: &str| {
-            let name = BASE64_URL_SAFE_NO_PAD.decode(text).ok().and_then(|name| String::from_utf8(name).ok());
-            let name = name.and_then(|name| Name::parse(&name));
-            name.ok_or_else(|| bad_request("`cursor` is not one of this list".to_owned()))
-        };
+        let after = |text: &str| Name::parse(text).ok_or_else(|| bad_request("`cursor` is not one of this list"));
         let after = query.cursor.as_deref().map(after).transpose()?;
         Ok(Filter { text: text.to_lowercase(), state: query.state, application: query.application, limit, after })
     }
@@ -134,22 +197,20 @@ fn hosts(route: &Route) -> impl Iterator<Item = String> {
 }
 
 /// Finds a page in one pass over all connections.
-pub async fn list(
-    State(admin): State<Admin>,
-    query: Result<Query<ConnectionsQuery>, QueryRejection>,
-) -> Result<Response, Problem> {
+pub async fn list(State(admin): State<Admin>, Query(query): Query<ConnectionsQuery>) -> Result<Response, Problem> {
+    let format = query.format;
+    let filter = Filter::parse(query)?;
     let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
-    if let Ok(Query(ConnectionsQuery { format: Some(Format::Yaml), .. })) = &query {
+    if matches!(format, Some(Format::Yaml)) {
         return Ok(export(&snapshot));
     }
-    let filter = Filter::parse(query)?;
     let mut found: Vec<_> = Listed::all(&snapshot).filter(|listed| filter.matches(*listed, now)).collect();
     found.sort_unstable_by_key(|listed| listed.name());
     let page = &found[..found.len().min(filter.limit)];
     let last = page.last().filter(|_| found.len() > page.len());
-    let cursor = last.map(|last| BASE64_URL_SAFE_NO_PAD.encode(last.name().as_str()));
-    let items: Vec<_> = page.iter().map(|listed| item(*listed, now)).collect();
-    Ok(Json(json!({ "items": items, "cursor": cursor })).into_response())
+    let cursor = last.map(|last| last.name().to_string());
+    let items = page.iter().map(|listed| item(*listed, now)).collect();
+    Ok(Json(Page { items, cursor }).into_response())
 }
 
 /// Every definition in the store, as a file that can be applied.
@@ -157,26 +218,29 @@ fn export(snapshot: &Snapshot) -> Response {
     let in_force = snapshot.connections.iter().map(|bound| &*bound.connection.written);
     let made_here = in_force.filter(|written| written.revision().is_some());
     let aside = snapshot.set_aside.iter().filter_map(|aside| aside.written.as_ref());
-    let connections: Vec<_> = made_here.chain(aside).filter_map(view::yaml).collect();
-    yaml(&serde_yaml::Mapping::from_iter([("connections".into(), connections.into())]))
+    let connections = made_here.chain(aside).filter_map(view::yaml).collect();
+    yaml(&Export { connections })
 }
 
 fn yaml(value: &impl Serialize) -> Response {
     // Maps, lists and scalars: this cannot fail.
     let text = serde_yaml::to_string(value).unwrap_or_default();
-    ([(header::CONTENT_TYPE, "application/yaml")], text).into_response()
+    ([(header::CONTENT_TYPE, YAML[0])], text).into_response()
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ConnectionQuery {
+    /// Shows each key as value and source, with the defaults of absent keys.
     #[serde(default)]
     resolved: bool,
+    /// `yaml`: the definition as written, without the state of the connection.
     format: Option<Format>,
 }
 
-/// The representation of a definition; absent: JSON with the state of the connection.
-#[derive(Debug, Clone, Copy, Deserialize)]
+/// The representation of definitions; absent: JSON with the states of the connections.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[schemars(inline)]
 #[serde(rename_all = "lowercase")]
 enum Format {
     Json,
@@ -186,18 +250,14 @@ enum Format {
 pub async fn get(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    query: Result<Query<ConnectionQuery>, QueryRejection>,
+    Query(query): Query<ConnectionQuery>,
 ) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|error| bad_request(error.body_text()))?;
     let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
     let aside = snapshot.set_aside.iter().find(|aside| aside.name.as_str() == name);
     let (written, shown) = match (bound(&snapshot, &name), aside) {
         (Ok(bound), shadowed) => {
-            let mut shown = if query.resolved { view::resolved(bound, now) } else { view::connection(bound, now) };
-            if let Some(shadowed) = shadowed {
-                shown["set_aside"] = view::shadowed(shadowed);
-            }
-            (Some(&*bound.connection.written), shown)
+            let shown = if query.resolved { view::resolved(bound, now) } else { view::connection(bound, now) };
+            (Some(&*bound.connection.written), shown.shadowing(shadowed))
         }
         (Err(_), Some(aside)) => (aside.written.as_ref(), view::set_aside(aside)),
         (Err(unknown), None) => return Err(unknown),
@@ -213,60 +273,58 @@ pub async fn get(
     Ok(response)
 }
 
-fn item(listed: Listed<'_>, now: Now) -> Value {
+fn item(listed: Listed<'_>, now: Now) -> ConnectionItem {
     match listed {
         Listed::InForce(bound) => item_in_force(bound, now),
-        Listed::SetAside(aside) => json!({
-            "name": aside.name.as_str(),
-            "active": true,
-            "state": "misconfigured",
-            "grant": null,
-            "client_id": null,
-            "application": null,
-            "comments": null,
-            "expires_at": null,
-            "last_attempt": null,
-            "profiles": [],
-            "routes": [],
-            "route_count": 0,
-        }),
+        Listed::SetAside(aside) => ConnectionItem {
+            name: aside.name.to_string(),
+            active: true,
+            state: "misconfigured",
+            grant: None,
+            client_id: None,
+            application: None,
+            comments: None,
+            expires_at: None,
+            last_attempt: None,
+            profiles: Vec::new(),
+            routes: Vec::new(),
+            route_count: 0,
+        },
     }
 }
 
-fn item_in_force(bound: &BoundConnection, now: Now) -> Value {
+fn item_in_force(bound: &BoundConnection, now: Now) -> ConnectionItem {
     let connection = &bound.connection;
     let (state, slot_state) = view::connection_state(bound, now);
     let current = slot_state.as_ref().and_then(|state| state.token.as_ref());
-    let routes: Vec<_> = connection.routes.iter().take(ROUTES_MAX).map(view::route_match).collect();
     // The item itself shows the state of a single token.
-    let profiles: Vec<_> = match bound.definitions.as_slice() {
+    let profiles = match bound.definitions.as_slice() {
         [_] => Vec::new(),
         several => several.iter().filter_map(|own| profile(own, now)).collect(),
     };
-    json!({
-        "name": connection.name.as_str(),
-        "active": connection.active,
-        "state": state,
-        "grant": connection.grant.as_str(),
-        "client_id": connection.client_id,
-        "application": connection.application,
-        "comments": connection.comments,
-        "expires_at": current.map(|token| view::expiry(token)),
-        "last_attempt": slot_state.as_ref().map(|state| view::last_attempt(state)),
-        "profiles": profiles,
-        "routes": routes,
-        "route_count": connection.routes.len(),
-    })
+    ConnectionItem {
+        name: connection.name.to_string(),
+        active: connection.active,
+        state,
+        grant: Some(connection.grant.as_str()),
+        client_id: Some(connection.client_id.clone()),
+        application: connection.application.clone(),
+        comments: connection.comments.clone(),
+        expires_at: current.map(|token| view::expiry(token)),
+        last_attempt: slot_state.as_ref().and_then(|state| view::last_attempt(state)),
+        profiles,
+        routes: connection.routes.iter().take(ROUTES_MAX).map(view::route_match).collect(),
+        route_count: connection.routes.len(),
+    }
 }
 
-/// The shared token of one of several profiles.
-fn profile(own: &BoundDefinition, now: Now) -> Option<Value> {
+fn profile(own: &BoundDefinition, now: Now) -> Option<ProfileItem> {
     let state = own.slots.as_ref()?.shared()?.state();
-    Some(json!({
-        "profile": own.connection.profile.as_str(),
-        "grant": own.connection.grant.as_str(),
-        "state": state.name(now),
-        "expires_at": state.token.as_ref().map(|token| view::expiry(token)),
-        "last_attempt": view::last_attempt(&state),
-    }))
+    Some(ProfileItem {
+        profile: own.connection.profile.to_string(),
+        grant: own.connection.grant.as_str(),
+        state: state.name(now),
+        expires_at: state.token.as_ref().map(|token| view::expiry(token)),
+        last_attempt: view::last_attempt(&state),
+    })
 }

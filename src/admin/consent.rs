@@ -39,8 +39,8 @@ use pages::Page;
 use refusal::not_allowed;
 use visit::Visit;
 
-pub use api::{authorization, authorize};
-pub use flow::{constant_time_eq, random};
+pub use api::{AuthorizationStatus, BegunAuthorization, authorization, authorize};
+pub use flow::{FlowId, constant_time_eq, random};
 pub use hand_over::hand_over;
 
 const FORM_BYTES_MAX: usize = 16 * 1024;

@@ -47,7 +47,8 @@ pub fn get(headers: &HeaderMap, name: &str, secure: bool) -> Option<String> {
     matching.next().is_none().then(|| cookie.value().to_owned())
 }
 
-fn full_name(name: &str, secure: bool) -> String {
+/// The cookie's name; over https it has a prefix.
+pub fn full_name(name: &str, secure: bool) -> String {
     if secure { format!("{HOST_PREFIX}{name}") } else { name.to_owned() }
 }
 

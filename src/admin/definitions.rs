@@ -2,40 +2,46 @@
 //!
 //! Invariants: only a manager changes a definition, but for `active`, which an operator switches; no response repeats
 //! what a request sent.
-//! Not here: making the change (`reload::definitions`), the text of a changed definition (`config::edit`).
+//! Not here: making the change (`reload::definitions`), the text of a changed definition (`config::edit`), conditions of a
+//! change (`precondition`), responses to changes that were not made (`refusal`).
+
+mod precondition;
+mod refusal;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::rejection::QueryRejection;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::sync::oneshot;
 use zeroize::Zeroizing;
 
 use super::auth::role_too_low;
-use super::body::{JSON, MERGE_PATCH, YAML, text};
-use super::problem::{Problem, bad_request, listed, no_file, store_unavailable};
+use super::body::{JSON, MERGE_PATCH, YAML, object, text};
+use super::extract::{Path, Query};
+use super::problem::{Problem, bad_request, no_file};
 use super::revoke::all::{RevokedAll, forget_all, revoke_all};
 use super::users::AuthenticatedUser;
-use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, Precondition, view};
-use crate::model::connection::Revision;
+use super::view::{self, RevokedTokens, ShownConnection};
+use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, openapi};
 use crate::model::{Name, Role};
 use crate::store::{CHANGE_BYTES_MAX, DEFINITION_BYTES_MAX};
+pub use precondition::etag;
+use precondition::precondition;
+use refusal::refusal;
 
 /// Longer than checking and writing the largest change.
 const CHANGE_WAIT: Duration = Duration::from_secs(40);
 const NAME_INVALID: &str =
     "the name is invalid: write 1 to 63 lower-case letters, digits, `_` and `-`, the first a letter or a digit";
-/// Revisions that `If-Match` may list.
-const REVISIONS_MAX: usize = 16;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChangeQuery {
     /// Checks the change without making it.
@@ -43,7 +49,7 @@ pub struct ChangeQuery {
     dry_run: bool,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ApplyQuery {
     /// Checks the change without making it.
@@ -54,22 +60,50 @@ pub struct ApplyQuery {
     prune: bool,
 }
 
-/// The body of `connections:apply`.
-#[derive(Deserialize)]
+/// Definitions to be put.
+#[derive(Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ApplyBody {
-    /// In the order of their keys, and without duplicate ones.
+pub struct ApplyBody {
+    // In the order of their keys, and without duplicate ones.
+    #[schemars(schema_with = "openapi::named_definitions")]
     connections: Vec<serde_yaml::Mapping>,
+}
+
+/// The names of the connections that a change concerns.
+#[derive(Serialize, JsonSchema)]
+pub struct ChangeSummary {
+    created: Vec<String>,
+    changed: Vec<String>,
+    unchanged: Vec<String>,
+    removed: Vec<String>,
+    /// The top-level keys that differ, of a change of one definition.
+    fields: Vec<String>,
+}
+
+/// The connection as `GET` shows it; of a dry run, what would change.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum ChangedConnection {
+    Made(#[schemars(schema_with = "openapi::connection_in_force")] Box<ShownConnection>),
+    Summary(ChangeSummary),
+}
+
+/// A connection that was removed.
+#[derive(Serialize, JsonSchema)]
+pub struct RemovedConnection {
+    /// Its name.
+    removed: String,
+    tokens: RevokedTokens,
 }
 
 pub async fn put(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    query: Result<Query<ChangeQuery>, QueryRejection>,
+    Query(query): Query<ChangeQuery>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (name, Query(query)) = (parse_name(&name)?, query.map_err(invalid_query)?);
+    let name = parse_name(&name)?;
     let precondition = precondition(request.headers())?;
     let body = text(request, DEFINITION_BYTES_MAX, &[JSON, YAML]).await?;
     let change = Change::Put { name: name.clone(), body, precondition };
@@ -80,14 +114,14 @@ pub async fn put(
 pub async fn patch(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    query: Result<Query<ChangeQuery>, QueryRejection>,
+    Query(query): Query<ChangeQuery>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
 ) -> Result<Response, Problem> {
-    let (name, Query(query)) = (parse_name(&name)?, query.map_err(invalid_query)?);
+    let name = parse_name(&name)?;
     let precondition = precondition(request.headers())?;
     let body = text(request, DEFINITION_BYTES_MAX, &[MERGE_PATCH, JSON]).await?;
-    let patch: Map<String, Value> = serde_json::from_str(&body).map_err(|error| invalid_json(&error))?;
+    let patch: Map<String, Value> = object(&body)?;
     if user.role < Role::Manager && !switches_active(&patch) {
         return Err(role_too_low(Role::Manager));
     }
@@ -101,7 +135,7 @@ fn switches_active(patch: &Map<String, Value>) -> bool {
     patch.iter().all(|(key, value)| key == "active" && value.is_boolean())
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RemovalQuery {
     /// False: the tokens are forgotten, and not revoked at the server.
@@ -117,11 +151,11 @@ fn revokes() -> bool {
 pub async fn remove(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    query: Result<Query<RemovalQuery>, QueryRejection>,
+    Query(query): Query<RemovalQuery>,
     Extension(user): Extension<AuthenticatedUser>,
     headers: HeaderMap,
-) -> Result<Json<Value>, Problem> {
-    let (name, Query(query)) = (parse_name(&name)?, query.map_err(invalid_query)?);
+) -> Result<Json<RemovedConnection>, Problem> {
+    let name = parse_name(&name)?;
     let precondition = precondition(&headers)?;
     let removal = || Change::Remove { name: name.clone(), precondition: precondition.clone() };
     send(&admin, &user, removal(), true).await?;
@@ -140,24 +174,23 @@ pub async fn remove(
     if !tokens.is_complete {
         let detail = "not every token could be forgotten, so the definition is still in force; retry";
         let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail);
-        return Err(problem.retry_after(Duration::from_secs(1)).with("tokens", tokens.json()));
+        return Err(problem.retry_after(Duration::from_secs(1)).with("tokens", tokens.report()));
     }
     send(&admin, &user, removal(), false).await?;
     if let Err(problem) = forget().await {
         tracing::warn!(connection = %name, code = problem.code(), "tokens acquired during the removal are not forgotten");
     }
-    Ok(Json(json!({ "removed": name.as_str(), "tokens": tokens.json() })))
+    Ok(Json(RemovedConnection { removed: name.to_string(), tokens: tokens.report() }))
 }
 
 pub async fn apply(
     State(admin): State<Admin>,
-    query: Result<Query<ApplyQuery>, QueryRejection>,
+    Query(ApplyQuery { dry_run, prune }): Query<ApplyQuery>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Response, Problem> {
-    let Query(ApplyQuery { dry_run, prune }) = query.map_err(invalid_query)?;
+) -> Result<Json<ChangeSummary>, Problem> {
     let body = text(request, CHANGE_BYTES_MAX, &[JSON]).await?;
-    let ApplyBody { connections } = serde_json::from_str(&body).map_err(|error| invalid_json(&error))?;
+    let ApplyBody { connections } = object(&body)?;
     let mut definitions = BTreeMap::new();
     for (index, definition) in connections.iter().enumerate() {
         let name = definition.get("name").and_then(|name| Name::parse(name.as_str()?));
@@ -173,7 +206,7 @@ pub async fn apply(
         }
     }
     let changed = send(&admin, &user, Change::Apply { definitions, prune }, dry_run).await?;
-    Ok(Json(summary(&changed)).into_response())
+    Ok(Json(summary(&changed)))
 }
 
 /// Sends a change to the task that puts configurations in force, and waits for its outcome.
@@ -202,7 +235,8 @@ fn respond(admin: &Admin, name: &Name, changed: &Changed, dry_run: bool) -> Resp
     let status = if changed.created.is_empty() { StatusCode::OK } else { StatusCode::CREATED };
     let (snapshot, now) = (admin.snapshot.load_full(), admin.clock.now());
     let bound = snapshot.connections.iter().find(|bound| bound.connection.name == *name);
-    let shown = bound.map_or_else(|| summary(changed), |bound| view::connection(bound, now));
+    let shown = bound.map(|bound| ChangedConnection::Made(Box::new(view::connection(bound, now))));
+    let shown = shown.unwrap_or_else(|| ChangedConnection::Summary(summary(changed)));
     let mut response = (status, Json(shown)).into_response();
     if let Some(revision) = changed.revision {
         response.headers_mut().insert(header::ETAG, etag(revision));
@@ -215,104 +249,13 @@ fn respond(admin: &Admin, name: &Name, changed: &Changed, dry_run: bool) -> Resp
     response
 }
 
-fn summary(changed: &Changed) -> Value {
+fn summary(changed: &Changed) -> ChangeSummary {
     let Changed { created, changed, unchanged, removed, fields, .. } = changed;
     let [created, changed, unchanged, removed] =
-        [created, changed, unchanged, removed].map(|names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>());
-    json!({
-        "created": created, "changed": changed, "unchanged": unchanged, "removed": removed, "fields": fields,
-    })
-}
-
-/// The entity tag of a revision.
-pub fn etag(revision: Revision) -> HeaderValue {
-    // Hexadecimal digits in quotes are always a valid value.
-    HeaderValue::from_str(&format!("\"{revision}\"")).unwrap_or(HeaderValue::from_static("\"\""))
-}
-
-/// Reads `If-Match` and `If-None-Match`.
-pub fn precondition(headers: &HeaderMap) -> Result<Precondition, Problem> {
-    let lists = |name| -> Result<Option<Vec<&str>>, Problem> {
-        let values = headers.get_all(name).iter().map(|value| value.to_str());
-        let values: Vec<_> =
-            values.collect::<Result<_, _>>().map_err(|_| bad_request("the precondition is invalid"))?;
-        Ok((!values.is_empty()).then(|| values.iter().flat_map(|value| value.split(',')).map(str::trim).collect()))
-    };
-    match (lists(header::IF_MATCH)?, lists(header::IF_NONE_MATCH)?) {
-        (None, None) => Ok(Precondition::Absent),
-        (None, Some(tags)) if tags == ["*"] => Ok(Precondition::New),
-        (Some(tags), None) if tags == ["*"] => Ok(Precondition::Existing),
-        (Some(tags), None) if tags.len() <= REVISIONS_MAX => {
-            // Another tag, or a weak one, matches no revision.
-            let revision = |tag: &&str| Revision::parse(tag.strip_prefix('"')?.strip_suffix('"')?);
-            Ok(Precondition::Revisions(tags.iter().filter_map(revision).collect()))
-        }
-        _ => Err(bad_request("send `If-Match` with the ETag of `GET`, or `If-None-Match: *` for a new connection")),
-    }
+        [created, changed, unchanged, removed].map(|names| names.iter().map(|name| name.to_string()).collect());
+    ChangeSummary { created, changed, unchanged, removed, fields: fields.clone() }
 }
 
 pub fn parse_name(text: &str) -> Result<Name, Problem> {
     Name::parse(text).ok_or_else(|| bad_request(NAME_INVALID))
-}
-
-fn invalid_query(error: QueryRejection) -> Problem {
-    bad_request(error.body_text())
-}
-
-/// Names the position only: the body may hold secrets.
-fn invalid_json(error: &serde_json::Error) -> Problem {
-    bad_request(format!("the body is not valid for this operation (line {}, column {})", error.line(), error.column()))
-}
-
-/// The response to a change that was not made.
-pub fn refusal(reason: NotChanged) -> Problem {
-    let conflict = |code, detail: String| Problem::new(StatusCode::CONFLICT, code, detail);
-    match reason {
-        NotChanged::ReadOnly { name: Some(name), path } => {
-            let detail = format!("`{name}` is defined in {path}; change it there");
-            conflict("read_only", detail).with("path", path)
-        }
-        NotChanged::ReadOnly { name: None, path } => {
-            let detail = "`editing: false` makes files the only source of connections".to_owned();
-            conflict("read_only", detail).with("path", path)
-        }
-        NotChanged::NotKept => {
-            let detail = "`store: memory` keeps no definitions; configure `store: {embedded: {}}` or redis".to_owned();
-            conflict("definitions_not_kept", detail)
-        }
-        NotChanged::Unknown => Problem::new(
-            StatusCode::NOT_FOUND,
-            "connection_unknown",
-            "no connection of this name was made over the API",
-        ),
-        NotChanged::PreconditionRequired => {
-            let detail = "the connection exists; send `If-Match` with the ETag of `GET connections/{name}`";
-            Problem::new(StatusCode::PRECONDITION_REQUIRED, "precondition_required", detail)
-        }
-        NotChanged::PreconditionFailed => {
-            let detail = "the connection has changed since it was read, or does not exist; read it again";
-            Problem::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", detail)
-        }
-        NotChanged::Refused(problems) => {
-            let code = problems.iter().find_map(|(_, problem)| problem.code).unwrap_or("definition_refused");
-            let detail = "the definition has problems; nothing has changed";
-            let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail);
-            problem.with("problems", listed(&problems))
-        }
-        NotChanged::InUse(problems) => {
-            let detail = "other connections would no longer be valid; change them first".to_owned();
-            conflict("in_use", detail).with("problems", listed(&problems))
-        }
-        NotChanged::Files(problems) => {
-            let detail = "the configuration files have problems, so no change can be put in force; correct them first";
-            conflict("configuration_refused", detail.to_owned()).with("problems", json!(problems))
-        }
-        NotChanged::TooLarge(why) => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", why),
-        NotChanged::Store(error) => store_unavailable(&error),
-        NotChanged::Contended => {
-            let detail = "other replicas keep changing the definitions; retry in a moment";
-            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(Duration::from_secs(1))
-        }
-        NotChanged::Failed(why) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "change_failed", why),
-    }
 }

@@ -8,21 +8,23 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{OriginalUri, Path, Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::{Extension, Json};
-use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
 use super::auth::role_too_low;
 use super::body::body_within;
+use super::extract::Path;
 use super::problem::{Problem, bound, definition};
 use super::users::AuthenticatedUser;
-use super::{Admin, Change, Precondition, definitions, record};
+use super::{Admin, Change, Precondition, definitions, openapi, record};
 use crate::model::Role;
 use crate::model::connection::Connection;
-use crate::oauth::TokenEndpoint;
+use crate::oauth::{Check, TokenEndpoint};
 use crate::snapshot::{BoundDefinition, Snapshot};
 use crate::store::DEFINITION_BYTES_MAX;
 
@@ -32,10 +34,19 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// A definition, and what surrounds it.
 const BODY_BYTES_MAX: usize = DEFINITION_BYTES_MAX + 1024;
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct PreflightBody {
+pub struct PreflightBody {
+    /// A connection that is not saved, for managers only; absent: the connection in force.
+    #[serde(default)]
+    #[schemars(schema_with = "openapi::definition_or_null")]
     definition: Option<Map<String, Value>>,
+}
+
+/// What a preflight found.
+#[derive(Serialize, JsonSchema)]
+pub struct Checks {
+    checks: Vec<Check>,
 }
 
 pub async fn preflight(
@@ -44,7 +55,7 @@ pub async fn preflight(
     OriginalUri(uri): OriginalUri,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<Checks>, Problem> {
     let PreflightBody { definition } = body_within(BODY_BYTES_MAX, request).await?;
     if definition.is_some() && user.role < Role::Manager {
         return Err(role_too_low(Role::Manager));
@@ -62,7 +73,7 @@ pub async fn preflight(
     let checks = endpoint.preflight(snapshot.links.callback().as_deref()).await;
     let key = connection.token_key(None);
     record::operation(&admin, &user, (&Method::POST, uri.path()), &key, StatusCode::OK);
-    Ok(Json(json!({ "checks": checks })))
+    Ok(Json(Checks { checks }))
 }
 
 type Checked = (Arc<Connection>, Arc<TokenEndpoint>);

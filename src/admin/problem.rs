@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::{Map, Value, json};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::Serialize;
+use serde_json::{Map, Value};
 
+use super::view::{DefinitionProblem, RevokedTokens};
 use crate::config;
-use crate::model::Name;
 use crate::model::token::default_profile;
 use crate::snapshot::{BoundConnection, BoundDefinition, Snapshot};
 use crate::store::StoreError;
@@ -21,6 +24,48 @@ pub struct Problem {
     detail: String,
     retry_after: Option<Duration>,
     more: Map<String, Value>,
+}
+
+/// The body of an error response.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Problem")]
+pub struct ProblemBody {
+    /// `urn:keybearer:error:` and the code.
+    r#type: String,
+    title: &'static str,
+    status: u16,
+    /// A stable name of the error, for programs.
+    code: &'static str,
+    /// What happened and what to do next.
+    detail: String,
+    #[serde(flatten)]
+    #[schemars(schema_with = "more_members")]
+    more: Map<String, Value>,
+}
+
+/// The members that some problems have.
+fn more_members(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "properties": {
+            "error": {
+                "type": "string",
+                "description": "The authorization server's error code, or our name for the failure.",
+            },
+            "description": { "type": ["string", "null"], "description": "The authorization server's own words." },
+            "path": { "type": "string", "description": "Where a connection that cannot be changed is defined." },
+            "problems": {
+                "type": "array",
+                "items": {
+                    "anyOf": [
+                        generator.subschema_for::<DefinitionProblem>(),
+                        generator.subschema_for::<config::Problem>(),
+                    ],
+                },
+            },
+            "tokens": generator.subschema_for::<RevokedTokens>(),
+        },
+    })
 }
 
 impl Problem {
@@ -47,21 +92,24 @@ impl Problem {
     }
 
     /// Adds a member.
-    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Problem {
-        self.more.insert(name.to_owned(), value.into());
+    pub fn with(mut self, name: &str, value: impl Serialize) -> Problem {
+        // Maps with text keys, lists and scalars: this cannot fail.
+        self.more.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
         self
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut members = self.more;
-        members.insert("type".to_owned(), format!("urn:keybearer:error:{}", self.code).into());
-        members.insert("title".to_owned(), self.status.canonical_reason().unwrap_or_default().into());
-        members.insert("status".to_owned(), json!(self.status.as_u16()));
-        members.insert("code".to_owned(), self.code.into());
-        members.insert("detail".to_owned(), self.detail.into());
-        let mut response = (self.status, Value::Object(members).to_string()).into_response();
+        let body = ProblemBody {
+            r#type: format!("urn:keybearer:error:{}", self.code),
+            title: self.status.canonical_reason().unwrap_or_default(),
+            status: self.status.as_u16(),
+            code: self.code,
+            detail: self.detail,
+            more: self.more,
+        };
+        let mut response = (self.status, Json(body)).into_response();
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.status == StatusCode::UNAUTHORIZED {
@@ -100,18 +148,6 @@ pub fn definition<'a>(bound: &'a BoundConnection, profile: Option<&str>) -> Resu
 /// There is no configuration file to read.
 pub fn no_file() -> Problem {
     Problem::new(StatusCode::CONFLICT, "no_file", "this instance was started without a configuration file")
-}
-
-/// Problems of definitions, each with the name of its connection.
-pub fn listed(problems: &[(Name, config::Problem)]) -> Value {
-    let listed = |(name, problem): &(Name, config::Problem)| {
-        let config::Problem { line, column, path, code, message, hint, .. } = problem;
-        json!({
-            "connection": name.as_str(), "path": path, "line": line, "column": column, "code": code,
-            "message": message, "hint": hint,
-        })
-    };
-    problems.iter().map(listed).collect()
 }
 
 /// The store failed.

@@ -11,17 +11,18 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
 use axum::{Extension, Json};
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::actions::TokenSelector;
 use super::body::body;
+use super::extract::{Path, Query};
 use super::problem::{Problem, bound, no_token};
 use super::users::AuthenticatedUser;
-use super::{Admin, record, view};
+use super::view::{self, RevokedToken};
+use super::{Admin, record};
 use crate::model::connection::{Basis, Connection};
 use crate::model::token::TokenKey;
 use crate::snapshot::Snapshot;
@@ -37,7 +38,7 @@ pub async fn post(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<RevokedToken>, Problem> {
     let selector = body(request).await?;
     revoke(&admin, &name, selector, &user).await
 }
@@ -46,10 +47,8 @@ pub async fn delete(
     State(admin): State<Admin>,
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
-    selector: Result<Query<TokenSelector>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Value>, Problem> {
-    let bad_request = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad_request", detail);
-    let Query(selector) = selector.map_err(|error| bad_request(error.body_text()))?;
+    Query(selector): Query<TokenSelector>,
+) -> Result<Json<RevokedToken>, Problem> {
     revoke(&admin, &name, selector, &user).await
 }
 
@@ -58,7 +57,7 @@ async fn revoke(
     name: &str,
     selector: TokenSelector,
     user: &AuthenticatedUser,
-) -> Result<Json<Value>, Problem> {
+) -> Result<Json<RevokedToken>, Problem> {
     let snapshot = admin.snapshot.load_full();
     let bound = bound(&snapshot, name)?;
     let slot = selector.slot(bound)?;

@@ -13,8 +13,8 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -22,27 +22,42 @@ use super::body::body;
 use super::problem::Problem;
 use super::sign_in_limiter::too_many_attempts;
 use super::users::{AuthenticatedUser, delay_after_wrong_token, user_unknown};
+use super::view::Time;
 use super::{Admin, ConnAddrs, cookie};
 use crate::model::secret::SecretDigest;
-use crate::model::time::{WallTime, rfc3339};
+use crate::model::time::WallTime;
 use crate::model::{Name, Role, User};
 use crate::oauth::OpenIdClient;
 use crate::store::SealedIn;
 
 pub const SESSION_LIFETIME: Duration = Duration::from_secs(12 * 3600);
-const COOKIE: &str = "keybearer_session";
+pub const COOKIE: &str = "keybearer_session";
 /// Sessions of users with a token, and of people who signed in at the OpenID provider.
 const OF_USER: SealedIn<'static> = SealedIn { table: "sessions", name: b"cookie" };
 const OF_PERSON: SealedIn<'static> = SealedIn { table: "sessions", name: b"openid" };
 const COOKIE_CHARS_MAX: usize = 1024;
 /// Header with the CSRF token.
-const CSRF_HEADER: &str = "x-csrf-token";
+pub const CSRF_HEADER: &str = "x-csrf-token";
 
-#[derive(Default, Deserialize)]
+#[derive(Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct SignIn {
-    #[serde(default)]
-    token: String,
+pub struct SignIn {
+    /// The token of a user.
+    #[schemars(required, extend("writeOnly" = true))]
+    token: Option<String>,
+}
+
+/// Who is signed in.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Session")]
+pub struct SignedIn {
+    user: String,
+    #[schemars(extend("enum" = Role::ALL.map(Role::as_str)))]
+    role: &'static str,
+    /// For the header `X-CSRF-Token`; null with a bearer token.
+    csrf_token: Option<String>,
+    /// Null with a bearer token.
+    expires_at: Option<Time>,
 }
 
 /// `POST session`
@@ -50,19 +65,19 @@ pub async fn post(State(admin): State<Admin>, request: Request) -> Result<Respon
     let (headers, addrs) = (request.headers().clone(), ConnAddrs::of(&request));
     admin.sign_in_limiter.admit(addrs.peer.ip(), admin.clock.now().boot).map_err(rate_limited)?;
     let SignIn { token } = body(request).await?;
-    let token = Zeroizing::new(token);
+    let token = Zeroizing::new(token.unwrap_or_default());
     let Some(user) = admin.access.user_with_token(&token) else {
         delay_after_wrong_token().await;
         return Err(user_unknown());
     };
     let session = begin(&admin, &user, &headers, addrs)?;
     tracing::info!(user = %user.name, from = %addrs.peer, "signed in");
-    let response = json!({
-        "user": user.name.as_str(),
-        "role": user.role.as_str(),
-        "csrf_token": csrf_token(&session.value),
-        "expires_at": rfc3339(session.ends),
-    });
+    let response = SignedIn {
+        user: user.name.to_string(),
+        role: user.role.as_str(),
+        csrf_token: Some(csrf_token(&session.value)),
+        expires_at: Some(Time(session.ends)),
+    };
     Ok(([(header::SET_COOKIE, session.cookie)], Json(response)).into_response())
 }
 
@@ -78,16 +93,16 @@ pub async fn get(
     State(admin): State<Admin>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Json<Value> {
+) -> Json<SignedIn> {
     let by_token = request.headers().contains_key(header::AUTHORIZATION);
     let open = || open(&admin, request.headers(), ConnAddrs::of(&request));
     let session = Some(()).filter(|()| !by_token).and_then(|()| open());
-    Json(json!({
-        "user": user.name.as_str(),
-        "role": user.role.as_str(),
-        "csrf_token": session.as_ref().map(|session| csrf_token(&session.value)),
-        "expires_at": session.as_ref().map(|session| rfc3339(session.ends)),
-    }))
+    Json(SignedIn {
+        user: user.name.to_string(),
+        role: user.role.as_str(),
+        csrf_token: session.as_ref().map(|session| csrf_token(&session.value)),
+        expires_at: session.as_ref().map(|session| Time(session.ends)),
+    })
 }
 
 fn rate_limited(wait: Duration) -> Problem {

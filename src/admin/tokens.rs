@@ -7,12 +7,16 @@
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
+use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
+use super::Admin;
+use super::connections::Page;
+use super::extract::{Path, Query};
 use super::problem::{Problem, bad_request, bound, definition, store_unavailable};
-use super::{Admin, view};
+use super::view::{self, TOKEN_STATES, Token};
+use crate::model::Name;
 use crate::model::connection::Connection;
 use crate::model::token::{Subject, TokenKey};
 use crate::snapshot::{BoundConnection, BoundDefinition};
@@ -24,18 +28,28 @@ use crate::token::slot::TokenSlot;
 const LIMIT_DEFAULT: usize = 100;
 const LIMIT_MAX: usize = 1000;
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokensQuery {
+    /// The profile of the tokens; absent: all.
+    #[schemars(regex(pattern = Name::PATTERN))]
     profile: Option<String>,
+    /// The subject of the tokens; absent: all.
+    #[schemars(regex(pattern = Subject::PATTERN))]
     subject: Option<String>,
+    /// The state of the tokens.
+    #[schemars(extend("enum" = TOKEN_STATES))]
     state: Option<String>,
+    /// Items on the page; absent: 100.
+    #[schemars(range(min = 1, max = LIMIT_MAX))]
     limit: Option<usize>,
+    /// The cursor of the previous page.
+    #[schemars(regex(pattern = Cursor::PATTERN))]
     cursor: Option<String>,
 }
 
-/// A token's key and its JSON.
-type TokenItem = (TokenKey, Value);
+/// A token with its key.
+type TokenItem = (TokenKey, Token);
 
 /// `profile`, or `profile/subject`.
 struct Cursor {
@@ -44,6 +58,8 @@ struct Cursor {
 }
 
 impl Cursor {
+    const PATTERN: &str = "^[a-z0-9][a-z0-9_-]{0,62}(/[A-Za-z0-9._@:+-]{1,128})?$";
+
     fn parse(text: &str, bound: &BoundConnection) -> Option<Cursor> {
         let (profile, subject) = match text.split_once('/') {
             Some((profile, subject)) => (profile, Some(Subject::parse(subject)?)),
@@ -62,12 +78,14 @@ impl Cursor {
 pub async fn list(
     State(admin): State<Admin>,
     Path(name): Path<String>,
-    filter: Result<Query<TokensQuery>, axum::extract::rejection::QueryRejection>,
-) -> Result<Json<Value>, Problem> {
-    let Query(filter) = filter.map_err(|error| bad_request(error.body_text()))?;
+    Query(filter): Query<TokensQuery>,
+) -> Result<Json<Page<Token>>, Problem> {
     let limit = filter.limit.unwrap_or(LIMIT_DEFAULT);
     if !(1..=LIMIT_MAX).contains(&limit) {
         return Err(bad_request(format!("`limit` must be between 1 and {LIMIT_MAX}")));
+    }
+    if filter.state.as_deref().is_some_and(|state| !TOKEN_STATES.contains(&state)) {
+        return Err(bad_request(format!("`state` must be one of {}", TOKEN_STATES.join(", "))));
     }
     let subject = |text: &str| {
         Subject::parse(text).ok_or_else(|| bad_request("`subject` is 1 to 128 letters, digits and `._@:+-`".to_owned()))
@@ -104,9 +122,8 @@ pub async fn list(
     let more = found.len() > limit;
     found.truncate(limit);
     let cursor = found.last().filter(|_| more).map(|last| Cursor::after(&last.0));
-    let wanted = |item: &Value| filter.state.as_deref().is_none_or(|state| item["state"] == state);
-    let items: Vec<Value> = found.into_iter().map(|(_, item)| item).filter(wanted).collect();
-    Ok(Json(json!({ "items": items, "cursor": cursor })))
+    let wanted = |token: &Token| filter.state.as_deref().is_none_or(|state| token.state == state);
+    Ok(Json(Page { items: found.into_iter().map(|(_, token)| token).filter(wanted).collect(), cursor }))
 }
 
 /// At most `limit` tokens of one definition: that of `subject`, or those of all subjects after `after`.

@@ -14,21 +14,24 @@ use http_body_util::Empty;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
 use super::problem::{Problem, no_token};
+use super::view::TOKEN_STATES;
 use crate::clock::Clock;
 use crate::gate::Turn;
+use crate::model::Name;
 use crate::model::connection::{
     ACCESS_TOKEN, Connection, HostPattern, Inject, OtherBearer, PathPrefix, PortRule, Route, RouteMatch, Stripped,
 };
 use crate::model::origin::{Authority, Host, Origin, Scheme};
 use crate::model::query;
+use crate::model::token::Subject;
 use crate::router::{Callers, Found, Label, Named, Router};
 use crate::snapshot::{BoundConnection, Snapshot, TlsProfile};
 use crate::token::Slots;
@@ -38,13 +41,35 @@ use crate::token::slot::{InjectedToken, TokenSlot};
 const TEST_TIMEOUT: Duration = Duration::from_secs(10);
 const USER_AGENT: &str = concat!("keybearer/", env!("CARGO_PKG_VERSION"));
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TrialRequest {
+    /// Absent: the default profile.
+    #[schemars(regex(pattern = Name::PATTERN))]
     pub profile: Option<String>,
+    /// Required if the connection has a token for each subject.
+    #[schemars(regex(pattern = Subject::PATTERN))]
     pub subject: Option<String>,
+    /// Absent: the URL of the first route that names one host.
     url: Option<String>,
+    /// Absent: GET.
+    #[schemars(extend("enum" = ["GET", "HEAD", null]))]
     method: Option<String>,
+}
+
+/// The outcome of a test.
+#[derive(Serialize, JsonSchema)]
+pub struct TrialResult {
+    profile: String,
+    /// The state of the token.
+    #[schemars(extend("enum" = TOKEN_STATES))]
+    token: &'static str,
+    /// Without its query.
+    url: String,
+    method: String,
+    /// The status of the response.
+    status: u16,
+    duration_ms: u64,
 }
 
 /// A checked request.
@@ -122,13 +147,13 @@ impl<'a> Trial<'a> {
         self.route.inject != Inject::Nothing
     }
 
-    /// Sends the request. Returns the response's status and the JSON summary.
+    /// Sends the request. Returns the response's status and the result.
     pub async fn run(
         self,
         snapshot: &Snapshot,
         slot: &TokenSlot,
         clock: &Clock,
-    ) -> Result<(StatusCode, Value), Problem> {
+    ) -> Result<(StatusCode, TrialResult), Problem> {
         let deadline = Instant::now() + TEST_TIMEOUT;
         let (mut target, mut headers) = (self.target()?, HeaderMap::new());
         headers.extend(self.route.set_headers.iter().map(|(name, value)| (name.clone(), value.clone())));
@@ -175,15 +200,15 @@ impl<'a> Trial<'a> {
         // The query may hold a key.
         shown.set_query(None);
         shown.set_fragment(None);
-        let summary = json!({
-            "profile": slot.key.profile.as_str(),
-            "token": slot.state().name(clock.now()),
-            "url": shown.as_str(),
-            "method": self.method.as_str(),
-            "status": status.as_u16(),
-            "duration_ms": duration_ms,
-        });
-        Ok((status, summary))
+        let result = TrialResult {
+            profile: slot.key.profile.to_string(),
+            token: slot.state().name(clock.now()),
+            url: shown.into(),
+            method: self.method.to_string(),
+            status: status.as_u16(),
+            duration_ms,
+        };
+        Ok((status, result))
     }
 
     /// The request target, without the credentials in the query that the proxy would remove.

@@ -1,27 +1,117 @@
-//! JSON of connections and tokens in the API.
+//! JSON of connections and tokens (`token`) in the API.
 //!
 //! Invariant: no token and no secret is shown; the definition is masked when it is read (`config::reading::written`).
 
+mod set_aside;
+mod time;
+mod token;
+
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use url::Url;
 
-use super::problem::listed;
 use crate::clock::Now;
 use crate::config::{SetAside, connection_defaults};
 use crate::model::connection::*;
-use crate::model::time::rfc3339;
-use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
-use crate::store::{Refresh, StoreError, StoredToken};
-use crate::token::slot::{
-    Consent, InjectedToken, RevocationOutcome, Revoked, SlotState, TokenSlot, needs_consent_again,
+use crate::token::slot::SlotState;
+pub use set_aside::{DefinitionProblem, SetAsideState, problems_of_definitions};
+use set_aside::{Shadowed, shadowed};
+pub use time::Time;
+pub use token::{
+    LastAttempt, RevokedToken, RevokedTokenOfKey, RevokedTokens, TOKEN_STATES, Token, expiry, last_attempt, revoked,
+    stored, token,
 };
 
 /// States of a connection: `inactive`, else the worst of its shared tokens; `idle` without any.
 pub const CONNECTION_STATES: [&str; 8] =
     ["inactive", "starting", "fresh", "due", "expired", "reauthorize", "misconfigured", "idle"];
+
+/// The names of all grants.
+pub fn grants() -> Vec<&'static str> {
+    GrantKind::ALL.iter().map(|kind| kind.as_str()).collect()
+}
+
+/// As [`grants`], and null.
+pub fn grants_or_null() -> Vec<Option<&'static str>> {
+    grants().into_iter().map(Some).chain([None]).collect()
+}
+
+/// A connection as a whole.
+#[derive(Serialize)]
+pub struct ShownConnection {
+    /// The keys of its definition.
+    #[serde(flatten)]
+    keys: Map<String, Value>,
+    #[serde(flatten)]
+    state: State,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum State {
+    InForce(Box<ConnectionState>),
+    SetAside(SetAsideState),
+}
+
+impl ShownConnection {
+    /// Adds the stored definition that this connection of a file shadows, if any.
+    pub fn shadowing(mut self, aside: Option<&SetAside>) -> ShownConnection {
+        if let State::InForce(state) = &mut self.state {
+            state.set_aside = aside.map(shadowed);
+        }
+        self
+    }
+}
+
+/// What the API adds to a definition: the connection's state, and the values that its keys lead to.
+#[derive(Serialize, JsonSchema)]
+pub struct ConnectionState {
+    /// `inactive`, or the worst state of its shared tokens; `idle` without any.
+    #[schemars(extend("enum" = CONNECTION_STATES))]
+    state: &'static str,
+    /// When the token with that state expires.
+    expires_at: Option<Time>,
+    /// The last attempt to get that token.
+    last_attempt: Option<LastAttempt>,
+    /// The token of each profile that all callers share.
+    shared_tokens: Vec<Token>,
+    effective: Effective,
+    /// Where the connection is defined: `FILE:LINE`, or `api`.
+    source: String,
+    /// A definition of the same name that was made over the API, and is not in force because a file defines the name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    set_aside: Option<Shadowed>,
+}
+
+/// What a definition means where its keys leave it to a default, a list of names or the connection of a profile.
+#[derive(Serialize, JsonSchema)]
+struct Effective {
+    active: bool,
+    #[schemars(extend("enum" = grants()))]
+    grant: &'static str,
+    send_credentials: &'static str,
+    /// Without its query; null: taken from the issuer's metadata.
+    token_url: Option<String>,
+    scopes: Vec<String>,
+    /// The callers that may use it; null: all.
+    accessible_from: Option<Vec<String>>,
+    profiles: Vec<EffectiveProfile>,
+}
+
+/// A profile, with what it inherits.
+#[derive(Serialize, JsonSchema)]
+struct EffectiveProfile {
+    name: String,
+    #[schemars(extend("enum" = grants()))]
+    grant: &'static str,
+    scopes: Vec<String>,
+    audience: Option<String>,
+    resource: Option<String>,
+}
 
 /// The state of a connection, with that of the token that determines it.
 pub fn connection_state(bound: &BoundConnection, now: Now) -> (&'static str, Option<Arc<SlotState>>) {
@@ -37,16 +127,9 @@ pub fn connection_state(bound: &BoundConnection, now: Now) -> (&'static str, Opt
     (word, state)
 }
 
-/// The end of a token.
-pub fn expiry(token: &InjectedToken) -> String {
-    rfc3339(token.expires.wall)
-}
-
 /// The definition as written, with the state of the connection.
-pub fn connection(bound: &BoundConnection, now: Now) -> Value {
-    let mut members = keys(&bound.connection.written);
-    members.extend(state(bound, now));
-    members.into()
+pub fn connection(bound: &BoundConnection, now: Now) -> ShownConnection {
+    in_force(keys(&bound.connection.written), bound, now)
 }
 
 /// The definition as a YAML document of its own, the name first.
@@ -56,44 +139,34 @@ pub fn yaml(written: &WrittenDefinition) -> Option<serde_yaml::Value> {
     Some(serde_yaml::Mapping::from_iter(name.into_iter().chain(keys)).into())
 }
 
+fn in_force(keys: Map<String, Value>, bound: &BoundConnection, now: Now) -> ShownConnection {
+    ShownConnection { keys, state: State::InForce(Box::new(state(bound, now))) }
+}
+
 /// A stored definition that is not in force, with the reasons.
-pub fn set_aside(aside: &SetAside) -> Value {
-    let mut members = aside.written.as_ref().map(keys).unwrap_or_default();
-    members.insert("name".to_owned(), aside.name.as_str().into());
-    members.insert("state".to_owned(), "misconfigured".into());
-    members.insert("source".to_owned(), "api".into());
-    members.insert("problems".to_owned(), problems(aside));
-    members.into()
-}
-
-/// A stored definition whose name a file has taken: its ETag, and the reasons.
-pub fn shadowed(aside: &SetAside) -> Value {
-    json!({ "etag": format!("\"{}\"", aside.revision), "problems": problems(aside) })
-}
-
-/// Why a stored definition is not in force.
-fn problems(aside: &SetAside) -> Value {
-    let named: Vec<_> = aside.problems.iter().map(|problem| (aside.name.clone(), problem.clone())).collect();
-    listed(&named)
+pub fn set_aside(aside: &SetAside) -> ShownConnection {
+    let mut keys = aside.written.as_ref().map(keys).unwrap_or_default();
+    // As written, these may be anything.
+    SetAsideState::MEMBERS.iter().for_each(|name| drop(keys.remove(*name)));
+    ShownConnection { keys, state: State::SetAside(SetAsideState::of(aside)) }
 }
 
 /// As [`connection`], with each key of the definition as `{value, source}`, and the defaults of absent keys.
-pub fn resolved(bound: &BoundConnection, now: Now) -> Value {
+pub fn resolved(bound: &BoundConnection, now: Now) -> ShownConnection {
     let connection = &bound.connection;
-    let mut members = connection_defaults();
+    let mut keys = connection_defaults();
     // These depend on other keys.
-    members.insert("grant".to_owned(), connection.grant.as_str().into());
-    members.insert("send_credentials".to_owned(), connection.client_auth.as_str().into());
+    keys.insert("grant".to_owned(), connection.grant.as_str().into());
+    keys.insert("send_credentials".to_owned(), connection.client_auth.as_str().into());
     if !matches!(connection.client_auth, ClientAuth::Basic(..)) {
-        members.remove("basic_encoding");
+        keys.remove("basic_encoding");
     }
-    members.values_mut().for_each(|value| *value = json!({ "value": value.take(), "source": "default" }));
-    for (key, value) in keys(&connection.written) {
+    keys.values_mut().for_each(|value| *value = json!({ "value": value.take(), "source": "default" }));
+    for (key, value) in self::keys(&connection.written) {
         let source = source(&connection.written, &key);
-        members.insert(key, json!({ "value": value, "source": source }));
+        keys.insert(key, json!({ "value": value, "source": source }));
     }
-    members.extend(state(bound, now));
-    members.into()
+    in_force(keys, bound, now)
 }
 
 /// The keys of the definition, in JSON.
@@ -112,35 +185,33 @@ fn source(written: &WrittenDefinition, key: &str) -> String {
     }
 }
 
-/// The members that are not keys of the definition: the connection's state, and the values that its keys lead to.
-fn state(bound: &BoundConnection, now: Now) -> Map<String, Value> {
+fn state(bound: &BoundConnection, now: Now) -> ConnectionState {
     let connection = &bound.connection;
-    let shared: Vec<_> = bound.definitions.iter().filter_map(|own| own.slots.as_ref()?.shared()).collect();
+    let shared = bound.definitions.iter().filter_map(|own| own.slots.as_ref()?.shared());
     let (word, state) = connection_state(bound, now);
     let current = state.as_ref().and_then(|state| state.token.as_ref());
-    let members = [
-        ("state", word.into()),
-        ("expires_at", current.map(|token| expiry(token)).into()),
-        ("last_attempt", state.as_ref().map(|state| last_attempt(state)).into()),
-        ("shared_tokens", shared.iter().map(|slot| token(slot, now)).collect()),
-        ("effective", effective(connection)),
-        ("source", source(&connection.written, "name").into()),
-    ];
-    members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    ConnectionState {
+        state: word,
+        expires_at: current.map(|token| expiry(token)),
+        last_attempt: state.as_ref().and_then(|state| last_attempt(state)),
+        shared_tokens: shared.map(|slot| token(slot, now)).collect(),
+        effective: effective(connection),
+        source: source(&connection.written, "name"),
+        set_aside: None,
+    }
 }
 
-/// What the definition means where its keys leave it to a default, a list of names or the connection of a profile.
-fn effective(connection: &Connection) -> Value {
+fn effective(connection: &Connection) -> Effective {
     let callers = connection.accessible_from.as_ref();
-    json!({
-        "active": connection.active,
-        "grant": connection.grant.as_str(),
-        "send_credentials": connection.client_auth.as_str(),
-        "token_url": connection.endpoints.token.as_ref().map(without_query),
-        "scopes": connection.scopes,
-        "accessible_from": callers.map(|names| names.iter().map(|name| name.as_str()).collect::<Vec<_>>()),
-        "profiles": connection.profiles.iter().map(|own| profile(own)).collect::<Vec<_>>(),
-    })
+    Effective {
+        active: connection.active,
+        grant: connection.grant.as_str(),
+        send_credentials: connection.client_auth.as_str(),
+        token_url: connection.endpoints.token.as_ref().map(without_query),
+        scopes: connection.scopes.clone(),
+        accessible_from: callers.map(|names| names.iter().map(|name| name.to_string()).collect()),
+        profiles: connection.profiles.iter().map(|own| profile(own)).collect(),
+    }
 }
 
 /// Orders states from best to worst.
@@ -155,14 +226,14 @@ fn without_query(url: &Url) -> String {
     url.into()
 }
 
-fn profile(connection: &Connection) -> Value {
-    json!({
-        "name": connection.profile.as_str(),
-        "grant": connection.grant.as_str(),
-        "scopes": connection.scopes,
-        "audience": connection.audience,
-        "resource": connection.resource,
-    })
+fn profile(connection: &Connection) -> EffectiveProfile {
+    EffectiveProfile {
+        name: connection.profile.to_string(),
+        grant: connection.grant.as_str(),
+        scopes: connection.scopes.clone(),
+        audience: connection.audience.clone(),
+        resource: connection.resource.clone(),
+    }
 }
 
 /// What a route matches, as one word: the host or the mount, and the path.
@@ -184,141 +255,5 @@ fn host(pattern: &HostPattern, port: PortRule) -> String {
         PortRule::Default => name,
         PortRule::Stated(port) => format!("{name}:{port}"),
         PortRule::Any => format!("{name}:*"),
-    }
-}
-
-pub fn token(slot: &TokenSlot, now: Now) -> Value {
-    let state = slot.state();
-    let token = state.token.as_ref();
-    json!({
-        "profile": slot.key.profile.as_str(),
-        "subject": slot.key.subject.as_ref().map(|subject| subject.as_str()),
-        "state": state.name(now),
-        "scopes": token.map(|token| &token.granted.scopes),
-        "obtained_at": token.map(|token| rfc3339(token.granted.obtained.wall)),
-        "expires_at": token.map(|token| rfc3339(token.expires.wall)),
-        "refresh_at": token.map(|token| rfc3339(token.refresh_at.wall)),
-        "refresh_token_expires_at": token.and_then(|token| token.granted.refresh_token_ends).map(rfc3339),
-        "last_attempt": last_attempt(&state),
-    })
-}
-
-/// A token of this `connection` that is in the store and not in memory.
-pub fn stored(connection: &Connection, key: &TokenKey, record: &Result<StoredToken, StoreError>) -> Value {
-    let (token, lifespan) = (record.as_ref().ok(), connection.lifetimes.refresh_token);
-    let outdated = token.is_some_and(|token| connection.grant.needs_person() && !token.matches(connection));
-    let ends = token.filter(|token| matches!(token.refresh, Refresh::Token(_))).and_then(|token| {
-        let life = token.refresh_life;
-        Some(life.since? + life.stated.or(lifespan)?)
-    });
-    let refused = token.and_then(|token| match &token.refresh {
-        _ if outdated => Some(Consent::Changed.code()),
-        Refresh::Refused { error } if connection.grant.needs_person() => Some(error.as_str()),
-        // The connection's own grant gets the next token.
-        Refresh::Refused { .. } => None,
-        Refresh::None | Refresh::Token(_) => None,
-    });
-    let state = if refused.is_some() { "reauthorize" } else { "idle" };
-    let last = token.map(|token| {
-        json!({
-            "at": rfc3339(token.obtained.wall),
-            "outcome": if refused.is_some() { "refused" } else { "ok" },
-            "error": refused,
-            "description": outdated.then(|| needs_consent_again(key)),
-            "next_at": null,
-        })
-    });
-    json!({
-        "profile": key.profile.as_str(),
-        "subject": key.subject.as_ref().map(|subject| subject.as_str()),
-        "state": if token.is_some() { state } else { "misconfigured" },
-        "scopes": token.and_then(|token| token.scopes.as_ref()),
-        "obtained_at": token.map(|token| rfc3339(token.obtained.wall)),
-        "expires_at": token.map(|token| rfc3339(token.obtained.plus(token.lifetime).wall)),
-        "refresh_at": null,
-        "refresh_token_expires_at": ends.map(rfc3339),
-        "last_attempt": last,
-    })
-}
-
-/// The outcome of a revocation after which the tokens are forgotten.
-pub fn revoked(revoked: &Revoked) -> Value {
-    json!({
-        "forgotten": true,
-        "refresh_token": revocation(&revoked.refresh_token),
-        "access_token": revocation(&revoked.access_token),
-    })
-}
-
-/// The outcome of the revocation of one token at the server.
-fn revocation(outcome: &RevocationOutcome) -> Value {
-    match outcome {
-        RevocationOutcome::None => json!({ "outcome": "none" }),
-        RevocationOutcome::Revoked => json!({ "outcome": "revoked" }),
-        RevocationOutcome::NoEndpoint => {
-            json!({ "outcome": "not_revoked", "reason": "the server has no revocation endpoint" })
-        }
-        RevocationOutcome::Shared(other) => {
-            let TokenKey { connection, profile, .. } = other;
-            let other = match profile.as_str() {
-                "default" => format!("connection {connection}"),
-                profile => format!("profile {connection}/{profile}"),
-            };
-            let reason = format!("the {other} uses the same grant at the server");
-            json!({ "outcome": "not_revoked", "reason": reason })
-        }
-        RevocationOutcome::NotRequested => {
-            json!({ "outcome": "not_revoked", "reason": "only forgotten, as requested" })
-        }
-        RevocationOutcome::Failed(why) => json!({ "outcome": "failed", "reason": why }),
-    }
-}
-
-pub fn last_attempt(state: &SlotState) -> Value {
-    if let Some(failure) = &state.last_failure {
-        return json!({
-            "at": rfc3339(failure.at.wall),
-            "outcome": failure.outcome.as_str(),
-            "error": failure.error,
-            "description": failure.description,
-            "next_at": failure.consent().is_none().then(|| rfc3339(failure.retry_at.wall)),
-        });
-    }
-    let Some(token) = &state.token else { return Value::Null };
-    json!({
-        "at": rfc3339(token.granted.obtained.wall),
-        "outcome": "ok",
-        "error": null,
-        "description": null,
-        "next_at": rfc3339(token.refresh_at.wall),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-    use crate::model::time::{BootTime, WallTime};
-    use crate::model::token::AccessToken;
-    use crate::store::RefreshLife;
-
-    #[test]
-    fn a_refused_refresh_token_requires_a_person_only_if_the_grant_does() {
-        for (grant, state) in [(Grant::ClientCredentials, "idle"), (Grant::AuthorizationCode, "reauthorize")] {
-            let definition = Connection { grant, ..Connection::sample("crm") };
-            let record = StoredToken {
-                identity: definition.identity(),
-                origins: Arc::new(definition.origins()),
-                access_token: AccessToken::parse("t").unwrap(),
-                obtained: Now { boot: BootTime::default(), wall: WallTime::default() },
-                lifetime: Duration::from_secs(60),
-                scopes: None,
-                refresh: Refresh::Refused { error: "invalid_grant".to_owned() },
-                refresh_life: RefreshLife::default(),
-                version: 1,
-            };
-            assert_eq!(stored(&definition, &definition.token_key(None), &Ok(record))["state"], state);
-        }
     }
 }

@@ -11,6 +11,7 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform as _};
 use serde_json::{Map, Value};
 
+use super::connection::ConnectionFile;
 use super::top::TopFile;
 
 /// The schema: one definition in `$defs` for each twin, with a description for each key.
@@ -22,8 +23,18 @@ pub fn schema() -> Value {
     schema.insert("$schema".to_owned(), meta_schema.into());
     schema.insert("title".to_owned(), "Keybearer's configuration".into());
     schema.insert("$defs".to_owned(), generator.take_definitions(true).into());
-    RecursiveTransform(tidy).transform(&mut schema);
+    tidy_schema(&mut schema);
     schema.to_value()
+}
+
+/// The schemas of a connection's definition, by name; they refer to each other below `path`, a JSON pointer.
+pub fn definition_schemas(path: &'static str) -> Map<String, Value> {
+    let settings = SchemaSettings::draft2020_12().with(|settings| settings.definitions_path = path.into());
+    let mut generator = settings.into_generator();
+    generator.subschema_for::<ConnectionFile>();
+    let mut schemas = generator.take_definitions(true);
+    schemas.values_mut().filter_map(|schema| schema.try_into().ok()).for_each(tidy_schema);
+    schemas
 }
 
 /// The keys of a connection that have a default, with it.
@@ -55,6 +66,10 @@ pub fn keys() -> BTreeSet<String> {
 }
 
 /// Puts each description on one line, and flattens nested `anyOf`s.
+pub fn tidy_schema(schema: &mut Schema) {
+    RecursiveTransform(tidy).transform(schema);
+}
+
 fn tidy(schema: &mut Schema) {
     if let Some(Value::String(description)) = schema.get_mut("description") {
         *description = description.replace('\n', " ");

@@ -140,9 +140,18 @@ fn formatted(at: WallTime, format: &[BorrowedFormatItem<'_>]) -> String {
 }
 
 /// Parses a time with a zone and an optional fraction (RFC 3339 §5.6).
+/// `None` for a time before the Unix epoch, too.
 pub fn parse_rfc3339(text: &str) -> Option<WallTime> {
-    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?;
-    Duration::try_from(time - OffsetDateTime::UNIX_EPOCH).ok().map(WallTime)
+    Duration::try_from(since_epoch(text)?).ok().map(WallTime)
+}
+
+/// As [`parse_rfc3339`]; a time before the Unix epoch counts as the epoch.
+pub fn parse_rfc3339_saturating(text: &str) -> Option<WallTime> {
+    Some(WallTime(Duration::try_from(since_epoch(text)?).unwrap_or_default()))
+}
+
+fn since_epoch(text: &str) -> Option<time::Duration> {
+    Some(OffsetDateTime::parse(text, &Rfc3339).ok()? - OffsetDateTime::UNIX_EPOCH)
 }
 
 #[cfg(test)]
@@ -175,6 +184,8 @@ mod tests {
         ] {
             assert_eq!(parse_rfc3339(bad), None, "{bad}");
         }
+        assert_eq!(parse_rfc3339_saturating("0098-05-08T06:23:40+19:42"), Some(WallTime::default()));
+        assert_eq!(parse_rfc3339_saturating("yesterday"), None);
     }
 
     #[test]

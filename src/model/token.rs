@@ -60,11 +60,14 @@ impl TokenKey {
     }
 }
 
-/// The person or account a token acts for: `[A-Za-z0-9._@:+-]{1,128}`.
+/// The person or account a token acts for; matches [`Subject::PATTERN`].
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Subject(Arc<str>);
 
 impl Subject {
+    /// A regular expression for all subjects.
+    pub const PATTERN: &str = "^[A-Za-z0-9._@:+-]{1,128}$";
+
     /// `None` if the text does not match the pattern.
     pub fn parse(text: &str) -> Option<Subject> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"._@:+-".contains(&b);

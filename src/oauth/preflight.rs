@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use schemars::JsonSchema;
 use serde::Serialize;
 use tokio::time::{Instant, timeout_at};
 use url::Url;
@@ -25,7 +26,7 @@ use super::failure::Failure;
 pub const PREFLIGHT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// One line of a preflight: what was tried, the result, and what to do.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Check {
     pub name: &'static str,
     pub outcome: CheckOutcome,
@@ -33,7 +34,7 @@ pub struct Check {
     pub remedy: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CheckOutcome {
     Ok,

@@ -24,7 +24,7 @@ pub use file::check_can_open;
 pub use recent::Entry;
 use recent::Recent;
 use record::line;
-pub use record::{Cause, Change, Kind, Person, Refresh, Request};
+pub use record::{Cause, Change, Kind, Person, Refresh, Request, record_schema};
 
 /// Target of audit lines in the log; they are written at every `log.level`.
 pub const TARGET: &str = "keybearer::audit";

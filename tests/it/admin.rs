@@ -6,6 +6,7 @@ mod activity;
 mod commands;
 mod connections;
 mod logo;
+mod openapi;
 mod roles;
 mod sessions;
 mod tls;

@@ -4,74 +4,85 @@
 
 use axum::routing::{delete, get, post};
 
-use super::common::{NO_TOKEN, PROFILE, SUBJECT, UNKNOWN};
-use crate::admin::openapi::Operation;
-use crate::admin::{auth, consent, session};
+use super::common::{SERVER_REFUSED, SUBJECT_REQUIRED, UNKNOWN};
+use crate::admin::actions::TokenSelector;
+use crate::admin::auth;
+use crate::admin::consent::{self, AuthorizationStatus, BegunAuthorization};
+use crate::admin::openapi::{Header, Input, Operation, Response};
+use crate::admin::session::{self, SignIn, SignedIn};
 use crate::model::Role;
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
+        id: "beginAuthorization",
         method: "post",
         path: "/connections/{name}/authorize",
         role: Role::Operator,
         summary: "Begins an authorization, which replaces a pending one: a one-time link, or a user code for another device",
+        inputs: &[Input::body::<TokenSelector>()],
         responses: &[
-            (
-                201,
-                "{id, expires_at, authorization_url}, or {id, expires_at, user_code, verification_uri, verification_uri_complete, interval}",
-            ),
+            Response::json::<BegunAuthorization>(201, "a one-time link, or a user code"),
             UNKNOWN,
-            (
+            Response::problem(
                 409,
                 "the connection is inactive, its grant needs no person, or a code is being exchanged for the same token",
             ),
-            (422, "the connection has a token for each subject; name one in `subject`"),
-            NO_TOKEN[2],
-            (503, "the store or the authorization server is unavailable"),
+            SUBJECT_REQUIRED,
+            SERVER_REFUSED,
+            Response::problem(500, "the system has no random bytes"),
+            Response::problem(503, "the store or the authorization server is unavailable"),
         ],
-        members: &[PROFILE, SUBJECT],
         handler: || post(consent::authorize),
     },
     Operation {
+        id: "getAuthorization",
         method: "get",
         path: "/authorizations/{id}",
         role: Role::Viewer,
         summary: "Status of an authorization: pending, connected, denied, expired or failed",
+        inputs: &[],
         responses: &[
-            (200, "{id, connection, profile, subject, status, error, description, expires_at}"),
-            (404, "no authorization has this id"),
+            Response::json::<AuthorizationStatus>(200, "the authorization"),
+            Response::problem(404, "no authorization has this id"),
+            Response::problem(503, "the store is unavailable"),
         ],
-        members: &[],
         handler: || get(consent::authorization),
     },
     Operation {
+        id: "signIn",
         method: "post",
         path: auth::SESSION_PATH,
         role: Role::Viewer,
         summary: "Signs a browser in with a user's token: sets a cookie, returns the CSRF token for requests that change something",
+        inputs: &[Input::body::<SignIn>()],
         responses: &[
-            (200, "{user, role, csrf_token, expires_at}"),
-            (429, "too many attempts from this address; Retry-After"),
+            Response::json::<SignedIn>(200, "the session").with_headers(&[SET_COOKIE]),
+            Response::problem(429, "too many attempts from this address"),
+            Response::problem(500, "the session could not be sealed"),
         ],
-        members: &[("token", "the user's token")],
         handler: || post(session::post),
     },
     Operation {
+        id: "getSession",
         method: "get",
         path: auth::SESSION_PATH,
         role: Role::Viewer,
         summary: "Who is signed in, and the CSRF token of a session",
-        responses: &[(200, "{user, role, csrf_token, expires_at}; the last two are null with a bearer token")],
-        members: &[],
+        inputs: &[],
+        responses: &[Response::json::<SignedIn>(200, "the user")],
         handler: || get(session::get),
     },
     Operation {
+        id: "signOut",
         method: "delete",
         path: auth::SESSION_PATH,
         role: Role::Viewer,
         summary: "Signs the browser out",
-        responses: &[(204, "the cookie is removed")],
-        members: &[],
+        inputs: &[],
+        responses: &[Response::empty(204, "the cookie is removed").with_headers(&[SET_COOKIE])],
         handler: || delete(session::delete),
     },
 ];
+
+const SET_COOKIE: Header =
+    Header { name: "Set-Cookie", kind: "string", description: "the session's cookie, or its removal" };

@@ -2,95 +2,107 @@
 
 use axum::routing::{delete, get, post, put};
 
-use super::common::{NO_TOKEN, PROFILE, SUBJECT, UNKNOWN};
-use crate::admin::openapi::Operation;
-use crate::admin::{actions, revoke, tokens};
+use super::common::{NO_TOKEN, SERVER_REFUSED, SUBJECT_REQUIRED, UNKNOWN};
+use crate::admin::actions::{self, ImportBody, TokenSelector};
+use crate::admin::connections::Page;
+use crate::admin::openapi::{Input, Operation, Response};
+use crate::admin::revoke;
+use crate::admin::tokens::{self, TokensQuery};
+use crate::admin::trial::{TrialRequest, TrialResult};
+use crate::admin::view::{RevokedToken, Token};
 use crate::model::Role;
 
-const REVOKED: &[(u16, &str)] = &[
-    (200, "{forgotten, refresh_token: {outcome, reason}, access_token: {outcome, reason}}: the outcome at the server"),
+const REVOKED: &[Response] = &[
+    Response::json::<RevokedToken>(200, "the outcome at the server"),
     UNKNOWN,
-    (409, "the connection is inactive, or another command for this token is in progress"),
-    (503, "the store is unavailable; nothing was forgotten"),
+    Response::problem(409, "the connection is inactive, or another command for this token is in progress"),
+    SUBJECT_REQUIRED,
+    Response::problem(503, "the store is unavailable; nothing was forgotten"),
 ];
 
 pub const OPERATIONS: &[Operation] = &[
     Operation {
+        id: "listTokens",
         method: "get",
         path: "/connections/{name}/tokens",
         role: Role::Viewer,
         summary: "State of its tokens, optionally filtered by `profile`, `subject` and `state`; never a token",
-        responses: &[(200, "{items: [token], cursor}"), (400, "the query is invalid"), UNKNOWN],
-        members: &[
-            PROFILE,
-            SUBJECT,
-            ("state", "a state of tokens"),
-            ("limit", "items on the page, 1 to 1000; absent: 100"),
-            ("cursor", "the cursor of the previous page"),
+        inputs: &[Input::query::<TokensQuery>()],
+        responses: &[
+            Response::json::<Page<Token>>(200, "a page of tokens"),
+            UNKNOWN,
+            Response::problem(503, "the store is unavailable"),
         ],
         handler: || get(tokens::list),
     },
     Operation {
+        id: "importToken",
         method: "put",
         path: "/connections/{name}/tokens",
         role: Role::Operator,
         summary: "Imports a refresh token that was obtained elsewhere, if it yields an access token",
+        inputs: &[Input::body::<ImportBody>()],
         responses: &[
-            (200, "the token's new state"),
+            Response::json::<Token>(200, "the token's new state"),
             UNKNOWN,
-            (409, "the connection is inactive, or another import is in progress"),
-            (422, "the refresh token yielded no access token; nothing has changed"),
+            Response::problem(409, "the connection is inactive, or another import is in progress"),
+            Response::problem(422, "the refresh token yielded no access token; nothing has changed"),
         ],
-        members: &[("refresh_token", "the refresh token"), PROFILE, SUBJECT],
         handler: || put(actions::import),
     },
     Operation {
+        id: "refreshToken",
         method: "post",
         path: "/connections/{name}/refresh",
         role: Role::Operator,
         summary: "Refreshes the token now, through the same single flight as the proxy",
-        responses: &[(200, "the token's new state"), NO_TOKEN[0], NO_TOKEN[1], NO_TOKEN[2], NO_TOKEN[3]],
-        members: &[PROFILE, SUBJECT],
+        inputs: &[Input::body::<TokenSelector>()],
+        responses: &[
+            Response::json::<Token>(200, "the token's new state"),
+            UNKNOWN,
+            Response::problem(409, "the connection is inactive, or its token was refreshed less than ten seconds ago"),
+            SUBJECT_REQUIRED,
+            SERVER_REFUSED,
+            NO_TOKEN,
+        ],
         handler: || post(actions::refresh),
     },
     Operation {
+        id: "deleteToken",
         method: "delete",
         path: "/connections/{name}/tokens",
         role: Role::Operator,
         summary: "Revokes a token at the server, then forgets it; `?profile&subject` in the query",
+        inputs: &[Input::query::<TokenSelector>()],
         responses: REVOKED,
-        members: &[],
         handler: || delete(revoke::delete),
     },
     Operation {
+        id: "revokeToken",
         method: "post",
         path: "/connections/{name}/revoke",
         role: Role::Operator,
         summary: "Revokes a token at the server, then forgets it; `profile` and `subject` in the body",
+        inputs: &[Input::body::<TokenSelector>()],
         responses: REVOKED,
-        members: &[PROFILE, SUBJECT],
         handler: || post(revoke::post),
     },
     Operation {
+        id: "testConnection",
         method: "post",
         path: "/connections/{name}/test",
         role: Role::Operator,
         summary: "Sends one request with the token, without a request body; never shows a response body",
+        inputs: &[Input::body::<TrialRequest>()],
         responses: &[
-            (200, "{token, url, method, status, duration_ms}"),
-            NO_TOKEN[0],
-            NO_TOKEN[1],
-            (422, "no route of the connection matches the URL"),
-            NO_TOKEN[2],
-            (502, "the upstream is unreachable"),
-            NO_TOKEN[3],
-            (504, "the upstream did not respond in time"),
-        ],
-        members: &[
-            ("url", "absent: the URL of the first route that names one host"),
-            ("method", "GET or HEAD; absent: GET"),
-            PROFILE,
-            SUBJECT,
+            Response::json::<TrialResult>(200, "the status of the response"),
+            UNKNOWN,
+            Response::problem(409, "the connection is inactive"),
+            Response::problem(422, "no route of the connection matches the URL, or the subject is wrong"),
+            SERVER_REFUSED,
+            Response::problem(502, "the upstream is unreachable"),
+            NO_TOKEN,
+            Response::problem(504, "the upstream did not respond in time"),
         ],
         handler: || post(actions::test),
     },

@@ -2,24 +2,66 @@
 
 use axum::Extension;
 use axum::Json;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{Method, StatusCode};
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use super::definition::Definition;
 use super::device;
 use super::flow::{self, FLOW_LIFETIME, Flow, FlowId, FlowKey, Kind, Status};
 use crate::admin::actions::TokenSelector;
 use crate::admin::body::body;
+use crate::admin::extract::Path;
 use crate::admin::problem::{Problem, bound, store_unavailable};
 use crate::admin::users::AuthenticatedUser;
+use crate::admin::view::Time;
 use crate::admin::{Admin, record};
 use crate::model::Name;
 use crate::model::connection::ConsentFlow;
 use crate::model::secret::Secret;
-use crate::model::time::{WallTime, rfc3339};
+use crate::model::time::WallTime;
 use crate::model::token::{Subject, TokenKey};
 use crate::snapshot::Snapshot;
+
+/// An authorization that has begun.
+#[derive(Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum BegunAuthorization {
+    /// By a link.
+    Link {
+        id: String,
+        expires_at: Time,
+        /// A one-time link to the page that asks for confirmation.
+        authorization_url: String,
+    },
+    /// On another device (RFC 8628).
+    Device {
+        id: String,
+        expires_at: Time,
+        user_code: String,
+        verification_uri: String,
+        verification_uri_complete: Option<String>,
+        /// Seconds between two polls.
+        interval: u64,
+    },
+}
+
+/// The status of an authorization.
+#[derive(Serialize, JsonSchema)]
+#[schemars(rename = "Authorization")]
+pub struct AuthorizationStatus {
+    id: String,
+    connection: String,
+    profile: String,
+    subject: Option<String>,
+    #[schemars(extend("enum" = ["pending", "connected", "denied", "expired", "failed"]))]
+    status: &'static str,
+    /// The server's error code, or our name for the failure.
+    error: Option<String>,
+    description: Option<String>,
+    expires_at: Time,
+}
 
 /// `POST connections/{name}/authorize`
 pub async fn authorize(
@@ -27,7 +69,7 @@ pub async fn authorize(
     Path(name): Path<String>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
-) -> Result<(StatusCode, Json<Value>), Problem> {
+) -> Result<(StatusCode, Json<BegunAuthorization>), Problem> {
     let path = format!("/api/v1/connections/{name}/authorize");
     let selector: TokenSelector = body(request).await?;
     let snapshot = admin.snapshot.load_full();
@@ -45,8 +87,8 @@ pub async fn authorize(
         ConsentFlow::AuthorizationCode => {
             let (flow, link) = code_flow(&admin, &snapshot, &definition, (id, &key), &user.name)?;
             store_flow(&admin, &flow).await?;
-            let expires_at = rfc3339(WallTime::from_secs(flow.ends));
-            json!({ "id": flow.id.as_str(), "expires_at": expires_at, "authorization_url": link })
+            let expires_at = Time(WallTime::from_secs(flow.ends));
+            BegunAuthorization::Link { id: flow.id.as_str().to_owned(), expires_at, authorization_url: link }
         }
     };
     record::change(&admin, (Some(&user.name), user.from), (&Method::POST, &path), &key, (StatusCode::CREATED, None));
@@ -82,19 +124,19 @@ async fn begin_device_flow(
     definition: &Definition,
     (id, key): (FlowId, &TokenKey),
     user: &AuthenticatedUser,
-) -> Result<Value, Problem> {
-    let flow = device::begin(admin, definition, id, key).await?.begun_by(Some(&user.name));
+) -> Result<BegunAuthorization, Problem> {
+    let (flow, device) = device::begin(admin, definition, id, key).await?;
+    let flow = flow.begun_by(Some(&user.name));
     store_flow(admin, &flow).await?;
     admin.device_notifier.notify(flow.id.key());
-    let Kind::Device(device) = &flow.kind else { return Ok(Value::Null) };
-    Ok(json!({
-        "id": flow.id.as_str(),
-        "expires_at": rfc3339(WallTime::from_secs(flow.ends)),
-        "user_code": device.user_code,
-        "verification_uri": device.verification_uri,
-        "verification_uri_complete": device.verification_uri_complete,
-        "interval": device.interval_ms / 1000,
-    }))
+    Ok(BegunAuthorization::Device {
+        id: flow.id.as_str().to_owned(),
+        expires_at: Time(WallTime::from_secs(flow.ends)),
+        user_code: device.user_code,
+        verification_uri: device.verification_uri,
+        verification_uri_complete: device.verification_uri_complete,
+        interval: device.interval_ms / 1000,
+    })
 }
 
 /// Stores the flow, which replaces the pending one.
@@ -108,7 +150,10 @@ pub async fn store_flow(admin: &Admin, flow: &Flow) -> Result<(), Problem> {
 }
 
 /// `GET authorizations/{id}`
-pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -> Result<Json<Value>, Problem> {
+pub async fn authorization(
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+) -> Result<Json<AuthorizationStatus>, Problem> {
     let unknown = || Problem::new(StatusCode::NOT_FOUND, "authorization_unknown", "no authorization has this id");
     let flow_id = FlowId::parse(&id).ok_or_else(unknown)?;
     let found = flow::summary(&**admin.cache.store(), &flow_id, None, admin.clock.now().wall).await;
@@ -125,14 +170,14 @@ pub async fn authorization(State(admin): State<Admin>, Path(id): Path<String>) -
         Status::Failed { error, description } => ("failed", Some(error), description),
     };
     let key = summary.key;
-    Ok(Json(json!({
-        "id": id,
-        "connection": key.connection.as_str(),
-        "profile": key.profile.as_str(),
-        "subject": key.subject.as_ref().map(Subject::as_str),
-        "status": status,
-        "error": error,
-        "description": description,
-        "expires_at": rfc3339(WallTime::from_secs(summary.ends)),
-    })))
+    Ok(Json(AuthorizationStatus {
+        id,
+        connection: key.connection.to_string(),
+        profile: key.profile.to_string(),
+        subject: key.subject.as_ref().map(Subject::to_string),
+        status,
+        error,
+        description,
+        expires_at: Time(WallTime::from_secs(summary.ends)),
+    }))
 }

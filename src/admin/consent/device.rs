@@ -79,7 +79,7 @@ pub(super) async fn start(
     let id = FlowId::random(&flow_key).ok_or_else(internal_error)?;
     let authorization = definition.endpoint.start_device_authorization().await;
     let authorization = authorization.map_err(|failure| server_failed(&failure))?;
-    let flow = new_flow(admin, &definition, (id, &key), authorization);
+    let (flow, _) = new_flow(admin, &definition, (id, &key), authorization);
     let mut flow = flow.begun_by(by.as_ref()).opened_by(link.digest());
     flow.bind(browser.digest());
     if !flow::begin(&**admin.cache.store(), &flow, admin.clock.now().wall)
@@ -112,7 +112,12 @@ pub(super) fn code_page(key: &TokenKey, device: &Device) -> Page {
 }
 
 /// Requests a device code for the API.
-pub(super) async fn begin(admin: &Admin, definition: &Definition, id: FlowId, key: &TokenKey) -> Result<Flow, Problem> {
+pub(super) async fn begin(
+    admin: &Admin,
+    definition: &Definition,
+    id: FlowId,
+    key: &TokenKey,
+) -> Result<(Flow, Device), Problem> {
     let authorization = definition.endpoint.start_device_authorization().await.map_err(problem)?;
     Ok(new_flow(admin, definition, (id, key), authorization))
 }
@@ -134,17 +139,18 @@ fn new_flow(
     definition: &Definition,
     (id, key): (FlowId, &TokenKey),
     authorization: DeviceAuthorization,
-) -> Flow {
+) -> (Flow, Device) {
     let wall = admin.clock.now().wall;
-    let kind = Kind::Device(Device {
+    let device = Device {
         device_code: Some(authorization.device_code),
         user_code: authorization.user_code,
         verification_uri: authorization.verification_uri.into(),
         verification_uri_complete: authorization.verification_uri_complete.map(String::from),
         interval_ms: as_ms(authorization.interval),
         next_poll_ms: (wall + authorization.interval).as_millis(),
-    });
-    Flow::new(id, key, &definition.connection, wall + authorization.expires_in, kind)
+    };
+    let kind = Kind::Device(device.clone());
+    (Flow::new(id, key, &definition.connection, wall + authorization.expires_in, kind), device)
 }
 
 fn as_ms(span: Duration) -> u64 {

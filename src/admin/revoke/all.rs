@@ -12,13 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, stream};
-use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::sharers;
+use crate::admin::Admin;
 use crate::admin::problem::{Problem, store_unavailable};
 use crate::admin::users::AuthenticatedUser;
-use crate::admin::{Admin, view};
+use crate::admin::view::{RevokedTokenOfKey, RevokedTokens};
 use crate::model::Name;
 use crate::model::token::TokenKey;
 use crate::snapshot::BoundConnection;
@@ -120,23 +120,17 @@ impl RevokedAll {
         self.revoked.count + self.not_revoked.count + self.failed.count
     }
 
-    /// In JSON, with the failed tokens first.
-    pub fn json(&self) -> Value {
+    /// For a response, with the failed tokens first.
+    pub fn report(&self) -> RevokedTokens {
         let listed = [&self.failed, &self.not_revoked, &self.revoked].into_iter().flat_map(|group| &group.listed);
-        let token = |Listed { key, is_forgotten, revoked }: &Listed| {
-            let mut shown = view::revoked(revoked);
-            shown["profile"] = key.profile.as_str().into();
-            shown["subject"] = key.subject_str().into();
-            shown["forgotten"] = (*is_forgotten).into();
-            shown
-        };
-        json!({
-            "revoked": self.revoked.count,
-            "not_revoked": self.not_revoked.count,
-            "failed": self.failed.count,
-            "tokens": listed.take(LISTED_MAX).map(token).collect::<Vec<_>>(),
-            "complete": self.is_complete,
-        })
+        let token = |listed: &Listed| RevokedTokenOfKey::new(&listed.key, listed.is_forgotten, &listed.revoked);
+        RevokedTokens {
+            revoked: self.revoked.count,
+            not_revoked: self.not_revoked.count,
+            failed: self.failed.count,
+            tokens: listed.take(LISTED_MAX).map(token).collect(),
+            complete: self.is_complete,
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use aws_lc_rs::digest;
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::published::{Destinations, Published};
@@ -19,8 +20,11 @@ use crate::telemetry::is_deceptive;
 /// Maximum problems that are listed, so that a garbage file does not yield one problem per line.
 const PROBLEMS_MAX: usize = 1000;
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// A problem of the configuration, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
+#[schemars(rename = "ConfigurationProblem")]
 pub struct Problem {
+    #[schemars(with = "String")]
     pub file: PathBuf,
     /// From 1.
     pub line: usize,
@@ -28,7 +32,7 @@ pub struct Problem {
     pub column: usize,
     /// Such as `connections[2].token_url`; empty for the whole file.
     pub path: String,
-    /// For programs; `None` if the message says it all.
+    /// For programs; absent if the message says it all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub code: Option<&'static str>,
     pub message: String,

@@ -196,7 +196,10 @@ pub fn is_unresolved(secret: &Secret) -> bool {
     secret.expose() == UNRESOLVED
 }
 
-/// True for `[A-Za-z0-9._/-]{1,200}`, the names that `secret set` accepts.
+/// The names that `secret set` accepts.
+pub const STORED_NAME_PATTERN: &str = "^[A-Za-z0-9._/-]{1,200}$";
+
+/// True for a name that matches [`STORED_NAME_PATTERN`].
 pub fn is_stored_name(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-/".contains(&b);
     (1..=200).contains(&text.len()) && text.bytes().all(plain)

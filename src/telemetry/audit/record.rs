@@ -5,6 +5,7 @@
 use std::fmt::Display;
 use std::net::SocketAddr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::Serialize;
 
 use crate::model::Name;
@@ -24,6 +25,8 @@ pub enum Kind {
 }
 
 impl Kind {
+    pub const ALL: [Kind; 4] = [Kind::Use, Kind::Denial, Kind::Refresh, Kind::Change];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Kind::Use => "use",
@@ -76,7 +79,7 @@ impl Cause {
 }
 
 /// A request to the proxy or to the admin side.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Request<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<&'a str>,
@@ -97,9 +100,12 @@ pub struct Request<'a> {
     /// Subject of the token, for a per-subject connection.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub subject: Option<&'a str>,
+    #[schemars(with = "String")]
     pub method: Clean<'a>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub host: Option<Clean<'a>>,
+    #[schemars(with = "String")]
     pub path: Clean<'a>,
     pub status: u16,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -142,7 +148,7 @@ impl<'a> Request<'a> {
 }
 
 /// A request to a token endpoint, including all client secrets that were tried.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Refresh<'a> {
     pub connection: &'a str,
     pub profile: &'a str,
@@ -158,11 +164,12 @@ pub struct Refresh<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub from: Option<SocketAddr>,
 }
 
 /// A reload.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, JsonSchema)]
 pub struct Change<'a> {
     /// `applied`, `refused` or `failed`.
     pub outcome: &'a str,
@@ -171,6 +178,7 @@ pub struct Change<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub user: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub from: Option<SocketAddr>,
     /// Names of connections.
     pub added: &'a [String],
@@ -185,12 +193,25 @@ pub struct Change<'a> {
     pub problems: Option<usize>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "{T}Record")]
 struct Line<'a, T> {
+    #[schemars(extend("format" = "date-time"))]
     time: String,
+    #[schemars(extend("enum" = Kind::ALL.map(Kind::as_str)))]
     event: &'a str,
     #[serde(flatten)]
     record: T,
+}
+
+/// The schema of every record.
+pub fn record_schema(generator: &mut SchemaGenerator) -> Schema {
+    let schemas = [
+        generator.subschema_for::<Line<'_, Request<'_>>>(),
+        generator.subschema_for::<Line<'_, Refresh<'_>>>(),
+        generator.subschema_for::<Line<'_, Change<'_>>>(),
+    ];
+    json_schema!({ "anyOf": schemas })
 }
 
 /// Formats a record as a line of the file, with its line break.

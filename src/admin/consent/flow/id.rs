@@ -22,6 +22,8 @@ const PREFIX_CHARS: usize = 7;
 const KEY_CHARS: usize = PREFIX_CHARS + 22;
 /// Length with 128 random bits.
 const ID_CHARS: usize = KEY_CHARS + 22;
+// As `FlowId::PATTERN` states.
+const _: () = assert!(ID_CHARS == 51);
 
 /// Identifies the note with the flows of one token and one grant.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -65,6 +67,9 @@ pub fn device_notes() -> String {
 pub struct FlowId(String);
 
 impl FlowId {
+    /// A regular expression for all IDs.
+    pub const PATTERN: &str = "^[cd][A-Za-z0-9_-]{50}$";
+
     pub fn parse(text: &str) -> Option<FlowId> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         let fits = text.len() == ID_CHARS && text.starts_with([CODE, DEVICE]) && text.bytes().all(plain);
