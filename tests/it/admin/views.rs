@@ -52,6 +52,7 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
         ("?profile=default&state=fresh&limit=1", 200, Some(1)),
         ("?profile=other", 404, None),
         ("?state=due", 200, Some(0)),
+        ("?state=tired", 400, None),
         ("?subject=alice", 200, Some(0)),
         ("?limit=0", 400, None),
         ("?cursor=x", 400, None),
@@ -64,6 +65,8 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
         let response = stage.call("get", &format!("/api/v1/{path}"), VIEWER, None).await;
         assert_eq!((response.status, response.header("cache-control")), (404, Some("no-store")), "{path}");
     }
+    let response = stage.call("get", "/api/v1/connections/%ff", VIEWER, None).await;
+    assert_eq!((response.status, response.json()["code"].as_str()), (400, Some("bad_request")));
     let response = stage.call("delete", "/api/v1/connections/crm", MANAGER, None).await;
     assert_eq!((response.status, response.json()["code"].as_str()), (405, Some("method_refused")));
 }
