@@ -226,7 +226,7 @@ fn every_mistake_in_admin_is_reported() {
     let text = "\
 state_dir: [a]
 admin:
-  editing: true
+  editing: perhaps
   hosts: [\"https://a.test\", a.test, a.test:8443]
   users:
     - {name: A, role: manager, token: {sha256: abc}}
@@ -237,7 +237,7 @@ admin:
 ";
     let expected = [
         "1:12: state_dir: must be a single value",
-        "3:12: admin.editing: editing connections over the API is not built yet; write false",
+        "3:12: admin.editing: is neither true nor false",
         "4:11: admin.hosts[0]: `https://a.test` is not a valid Host value",
         "6:14: admin.users[0].name: `A` is not a valid name",
         "6:48: admin.users[0].token.sha256: is not a SHA-256 digest",
