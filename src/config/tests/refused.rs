@@ -237,7 +237,7 @@ admin:
 ";
     let expected = [
         "1:12: state_dir: must be a single value",
-        "3:12: admin.editing: is neither true nor false",
+        "3:12: admin.editing: `perhaps` is neither true nor false; write true or false",
         "4:11: admin.hosts[0]: `https://a.test` is not a valid Host value",
         "6:14: admin.users[0].name: `A` is not a valid name",
         "6:48: admin.users[0].token.sha256: is not a SHA-256 digest",
