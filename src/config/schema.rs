@@ -4,6 +4,7 @@
 //! written. Not here: validation (`check`), which never reads the schema and finds more than a schema can express.
 
 use std::collections::BTreeSet;
+use std::sync::LazyLock;
 
 use schemars::Schema;
 use schemars::generate::SchemaSettings;
@@ -38,9 +39,12 @@ pub fn definition_schemas(path: &'static str) -> Map<String, Value> {
 
 /// The keys of a connection that have a default, with it.
 pub fn connection_defaults() -> Map<String, Value> {
-    let schema = schema();
-    let keys = schema["$defs"]["connection"]["properties"].as_object().into_iter().flatten();
-    keys.filter_map(|(key, schema)| Some((key.clone(), schema.get("default")?.clone()))).collect()
+    static DEFAULTS: LazyLock<Map<String, Value>> = LazyLock::new(|| {
+        let schema = schema();
+        let keys = schema["$defs"]["connection"]["properties"].as_object().into_iter().flatten();
+        keys.filter_map(|(key, schema)| Some((key.clone(), schema.get("default")?.clone()))).collect()
+    });
+    DEFAULTS.clone()
 }
 
 /// Every key of the configuration, at any depth.

@@ -86,7 +86,7 @@ async fn a_test_reaches_only_urls_that_the_connections_routes_match() {
 }
 
 #[tokio::test]
-async fn a_body_must_be_small_json() {
+async fn a_body_must_be_a_small_json_object() {
     let stage = Stage::start().await;
     let admin = stage.sidecar.admin();
     let lines = |kind: &str| format!("Host: {admin}\r\nAuthorization: Bearer {MANAGER}\r\n{kind}");
@@ -97,6 +97,9 @@ async fn a_body_must_be_small_json() {
             ("Content-Type: text/plain\r\n", "{}".to_owned(), 415),
             ("Content-Type: application/x-www-form-urlencoded\r\n", "a=b".to_owned(), 415),
             (json, "{".to_owned(), 400),
+            // serde would read the members from an array.
+            (json, "[]".to_owned(), 400),
+            (json, "[null, null]".to_owned(), 400),
             (json, "[".repeat(60_000), 400),
             (json, "{\"unknown\": 1}".to_owned(), 400),
             (json, "{\"profile\": 1, \"url\": 1}".to_owned(), 400),

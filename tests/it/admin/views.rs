@@ -52,6 +52,7 @@ async fn connections_and_tokens_are_shown_without_a_secret() {
         ("?profile=default&state=fresh&limit=1", 200, Some(1)),
         ("?profile=other", 404, None),
         ("?state=due", 200, Some(0)),
+        ("?state=tired", 400, None),
         ("?subject=alice", 200, Some(0)),
         ("?limit=0", 400, None),
         ("?cursor=x", 400, None),
