@@ -131,7 +131,8 @@ fn add_state(definition: &mut Value, state: &Value) {
 fn patch(definition: &Value) -> Value {
     let mut properties = Map::new();
     for (name, schema) in definition["properties"].as_object().into_iter().flatten() {
-        properties.insert(name.clone(), json!({ "description": schema["description"] }));
+        let description = schema.get("description").map(|text| ("description".to_owned(), text.clone()));
+        properties.insert(name.clone(), Map::from_iter(description).into());
     }
     properties["active"]["type"] = json!(["boolean", "null"]);
     json!({
