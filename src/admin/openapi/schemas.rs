@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::operation::SchemaOf;
 use crate::admin::view::{ConnectionState, SetAsideState};
 use crate::config;
+use crate::model::Name;
 
 const PATH: &str = "/components/schemas";
 /// The component of a definition, as the configuration names it.
@@ -51,6 +52,8 @@ impl Schemas {
             add_state(definition, state.as_value());
             // The path names the connection of a request, too.
             definition.as_object_mut().and_then(|definition| definition.remove("required"));
+            let name = &mut definition["properties"]["name"];
+            (name["type"], name["pattern"]) = ("string".into(), Name::PATTERN.into());
             let patch = patch(definition);
             schemas.extend([(RESOLVED.to_owned(), resolved), (PATCH.to_owned(), patch)]);
         }
