@@ -152,11 +152,10 @@ fn assemble(source: &Source, stored: &[StoredDefinition], mut sink: Sink) -> Res
     };
     let mut by_name: Vec<_> = stored.iter().collect();
     by_name.sort_unstable_by_key(|definition| &definition.name);
-    for StoredDefinition { name, text, .. } in by_name {
-        match text {
-            Ok(text) => sink.content(text.digest().as_bytes()),
-            Err(_) => sink.content(name.as_str().as_bytes()),
-        }
+    for StoredDefinition { name, revision, text } in by_name {
+        // A text that comes back after others has a new revision, which is the ETag.
+        sink.content(format!("{name}/{revision}").as_bytes());
+        text.iter().for_each(|text| sink.content(text.digest().as_bytes()));
     }
     let (directories, fingerprint) = (sink.directories(), sink.fingerprint());
     let (mut warnings, files) = sink.finish(path)?;

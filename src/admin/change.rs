@@ -137,6 +137,8 @@ pub enum NotChanged {
     Files(Vec<Problem>),
     TooLarge(&'static str),
     Store(StoreError),
+    /// The store failed while it made the change, and may have made it.
+    Unclear(StoreError),
     /// Other writers keep changing the definitions.
     Contended,
     Failed(String),
@@ -154,7 +156,7 @@ impl NotChanged {
             NotChanged::InUse(_) => "in use",
             NotChanged::Files(_) => "files invalid",
             NotChanged::TooLarge(_) => "too large",
-            NotChanged::Store(_) => "store unavailable",
+            NotChanged::Store(_) | NotChanged::Unclear(_) => "store unavailable",
             NotChanged::Contended => "contended",
             NotChanged::Failed(_) => "failed",
         }

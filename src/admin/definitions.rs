@@ -3,17 +3,18 @@
 //! Invariants: only a manager changes a definition, but for `active`, which an operator switches; no response repeats
 //! what a request sent.
 //! Not here: making the change (`reload::definitions`), the text of a changed definition (`config::edit`), conditions of a
-//! change (`precondition`), responses to changes that were not made (`refusal`).
+//! change (`precondition`), responses to changes that were not made (`refusal`), tokens of what is removed (`removal`).
 
 mod precondition;
 mod refusal;
+mod removal;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use schemars::JsonSchema;
@@ -26,7 +27,6 @@ use super::auth::role_too_low;
 use super::body::{JSON, MERGE_PATCH, YAML, object, text};
 use super::extract::{Path, Query};
 use super::problem::{Problem, bad_request, no_file};
-use super::revoke::all::{RevokedAll, forget_all, revoke_all};
 use super::users::AuthenticatedUser;
 use super::view::{self, RevokedTokens, ShownConnection};
 use super::{Admin, Change, ChangeRequest, Changed, ConfigurationRequest, NotChanged, openapi};
@@ -35,6 +35,8 @@ use crate::store::{CHANGE_BYTES_MAX, DEFINITION_BYTES_MAX};
 pub use precondition::etag;
 use precondition::precondition;
 use refusal::refusal;
+use removal::change_with_removals;
+pub use removal::{RemovalQuery, RemovedConnection, remove};
 
 /// Longer than checking and writing the largest change.
 const CHANGE_WAIT: Duration = Duration::from_secs(40);
@@ -58,6 +60,9 @@ pub struct ApplyQuery {
     /// Removes the definitions that were made over the API and are not in the request.
     #[serde(default)]
     prune: bool,
+    /// With `prune`. False: the tokens of what is removed are forgotten, and not revoked at the server.
+    #[serde(default = "removal::revokes")]
+    revoke: bool,
 }
 
 /// Definitions to be put.
@@ -78,6 +83,9 @@ pub struct ChangeSummary {
     removed: Vec<String>,
     /// The top-level keys that differ, of a change of one definition.
     fields: Vec<String>,
+    /// With `prune`: the outcome for the tokens of the removed connections.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tokens: Option<RevokedTokens>,
 }
 
 /// The connection as `GET` shows it; of a dry run, what would change.
@@ -86,14 +94,6 @@ pub struct ChangeSummary {
 pub enum ChangedConnection {
     Made(#[schemars(schema_with = "openapi::connection_in_force")] Box<ShownConnection>),
     Summary(ChangeSummary),
-}
-
-/// A connection that was removed.
-#[derive(Serialize, JsonSchema)]
-pub struct RemovedConnection {
-    /// Its name.
-    removed: String,
-    tokens: RevokedTokens,
 }
 
 pub async fn put(
@@ -107,7 +107,7 @@ pub async fn put(
     let precondition = precondition(request.headers())?;
     let body = text(request, DEFINITION_BYTES_MAX, &[JSON, YAML]).await?;
     let change = Change::Put { name: name.clone(), body, precondition };
-    let changed = send(&admin, &user, change, query.dry_run).await?;
+    let changed = send(&admin, &user, Arc::new(change), query.dry_run).await?;
     Ok(respond(&admin, &name, &changed, query.dry_run))
 }
 
@@ -126,7 +126,7 @@ pub async fn patch(
         return Err(role_too_low(Role::Manager));
     }
     let change = Change::Merge { name: name.clone(), patch: patch.into(), precondition };
-    let changed = send(&admin, &user, change, query.dry_run).await?;
+    let changed = send(&admin, &user, Arc::new(change), query.dry_run).await?;
     Ok(respond(&admin, &name, &changed, query.dry_run))
 }
 
@@ -135,57 +135,9 @@ fn switches_active(patch: &Map<String, Value>) -> bool {
     patch.iter().all(|(key, value)| key == "active" && value.is_boolean())
 }
 
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RemovalQuery {
-    /// False: the tokens are forgotten, and not revoked at the server.
-    #[serde(default = "revokes")]
-    revoke: bool,
-}
-
-fn revokes() -> bool {
-    true
-}
-
-/// Revokes the tokens, removes the definition, then forgets what was acquired meanwhile.
-pub async fn remove(
-    State(admin): State<Admin>,
-    Path(name): Path<String>,
-    Query(query): Query<RemovalQuery>,
-    Extension(user): Extension<AuthenticatedUser>,
-    headers: HeaderMap,
-) -> Result<Json<RemovedConnection>, Problem> {
-    let name = parse_name(&name)?;
-    let precondition = precondition(&headers)?;
-    let removal = || Change::Remove { name: name.clone(), precondition: precondition.clone() };
-    send(&admin, &user, removal(), true).await?;
-    let snapshot = admin.snapshot.load_full();
-    let bound = snapshot.connections.iter().find(|bound| bound.connection.name == name);
-    // The tokens of a definition that a file has shadowed are the file's.
-    let is_shadowed = bound.is_some_and(|bound| bound.connection.written.revision().is_none());
-    let forget = async || match is_shadowed {
-        true => Ok(RevokedAll::nothing()),
-        false => forget_all(&admin, &name, &user).await,
-    };
-    let tokens = match bound.filter(|_| query.revoke && !is_shadowed) {
-        Some(bound) => revoke_all(&admin, bound, &user).await?,
-        None => forget().await?,
-    };
-    if !tokens.is_complete {
-        let detail = "not every token could be forgotten, so the definition is still in force; retry";
-        let problem = Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail);
-        return Err(problem.retry_after(Duration::from_secs(1)).with("tokens", tokens.report()));
-    }
-    send(&admin, &user, removal(), false).await?;
-    if let Err(problem) = forget().await {
-        tracing::warn!(connection = %name, code = problem.code(), "tokens acquired during the removal are not forgotten");
-    }
-    Ok(Json(RemovedConnection { removed: name.to_string(), tokens: tokens.report() }))
-}
-
 pub async fn apply(
     State(admin): State<Admin>,
-    Query(ApplyQuery { dry_run, prune }): Query<ApplyQuery>,
+    Query(ApplyQuery { dry_run, prune, revoke }): Query<ApplyQuery>,
     Extension(user): Extension<AuthenticatedUser>,
     request: Request,
 ) -> Result<Json<ChangeSummary>, Problem> {
@@ -205,15 +157,24 @@ pub async fn apply(
             return Err(bad_request(format!("two definitions are named `{name}`")));
         }
     }
-    let changed = send(&admin, &user, Change::Apply { definitions, prune }, dry_run).await?;
-    Ok(Json(summary(&changed)))
+    let change = Arc::new(Change::Apply { definitions, prune });
+    if dry_run || !prune {
+        return Ok(Json(summary(&send(&admin, &user, change, dry_run).await?)));
+    }
+    let (changed, tokens) = change_with_removals(&admin, &user, change, revoke).await?;
+    Ok(Json(ChangeSummary { tokens: Some(tokens.report()), ..summary(&changed) }))
 }
 
 /// Sends a change to the task that puts configurations in force, and waits for its outcome.
-pub async fn send(admin: &Admin, user: &AuthenticatedUser, change: Change, dry_run: bool) -> Result<Changed, Problem> {
+pub async fn send(
+    admin: &Admin,
+    user: &AuthenticatedUser,
+    change: Arc<Change>,
+    dry_run: bool,
+) -> Result<Changed, Problem> {
     let sender = admin.reload.as_ref().ok_or_else(no_file)?;
     let (reply, outcome) = oneshot::channel();
-    let request = ChangeRequest { by: user.person(), change: Arc::new(change), dry_run, reply };
+    let request = ChangeRequest { by: user.person(), change, dry_run, reply };
     let done = async {
         sender.send(ConfigurationRequest::Change(request)).await.ok()?;
         outcome.await.ok()
@@ -253,7 +214,7 @@ fn summary(changed: &Changed) -> ChangeSummary {
     let Changed { created, changed, unchanged, removed, fields, .. } = changed;
     let [created, changed, unchanged, removed] =
         [created, changed, unchanged, removed].map(|names| names.iter().map(|name| name.to_string()).collect());
-    ChangeSummary { created, changed, unchanged, removed, fields: fields.clone() }
+    ChangeSummary { created, changed, unchanged, removed, fields: fields.clone(), tokens: None }
 }
 
 pub fn parse_name(text: &str) -> Result<Name, Problem> {

@@ -97,7 +97,7 @@ async fn unsaved(
         let detail = format!("the definition cannot be used: {why}");
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "definition_refused", detail)
     };
-    let changed = definitions::send(admin, user, change, true).await?;
+    let changed = definitions::send(admin, user, Arc::new(change), true).await?;
     let connection = changed.connection.ok_or_else(|| cannot_be_used(&"it is not in the configuration"))?;
     // Not the shared clients: they keep the settings of each connection until the next reload.
     let endpoint = TokenEndpoint::new(connection.clone(), &snapshot.clients.separate());

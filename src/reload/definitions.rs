@@ -18,6 +18,10 @@ use crate::telemetry::events::Event;
 
 /// Attempts to change a catalog that other replicas keep replacing.
 const CHANGE_ATTEMPTS: usize = 5;
+/// Bound of all definitions in a store, which every change validates.
+const TOTAL_BYTES_MAX: usize = 64 << 20;
+/// Keys that an audit record lists.
+const AUDITED_FIELDS_MAX: usize = 1000;
 
 /// The definitions in the order of their names, of which the validator prefers the first.
 pub fn stored(definitions: &Definitions) -> Vec<StoredDefinition> {
@@ -105,9 +109,9 @@ impl Plan {
         after
     }
 
-    /// Checks that the definitions of the change are valid, and that it invalidates no other. `aside`: what was not in
-    /// force before.
-    fn check(&self, loaded: &Loaded, aside: &BTreeSet<Name>) -> Result<(), NotChanged> {
+    /// Checks that the definitions of the change are valid, and that it invalidates no other. `before` loads the
+    /// configuration without the change.
+    fn check(&self, loaded: &Loaded, before: impl FnOnce() -> Result<Loaded, NotChanged>) -> Result<(), NotChanged> {
         let (mut refused, mut others) = (self.refused.clone(), Vec::new());
         for set_aside in &loaded.set_aside {
             let name = &set_aside.name;
@@ -115,23 +119,41 @@ impl Plan {
             let problems = set_aside.problems.iter().cloned();
             match own {
                 Some((_, edited)) => refused.extend(problems.map(|problem| (name.clone(), edited.locate(problem)))),
-                None if !aside.contains(name) => others.extend(problems.map(|problem| (name.clone(), problem))),
-                None => {}
+                None => others.extend(problems.map(|problem| (name.clone(), problem))),
             }
         }
         if !refused.is_empty() {
             return Err(NotChanged::Refused(refused));
         }
-        if !others.is_empty() {
-            return Err(NotChanged::InUse(others));
+        if others.is_empty() {
+            return Ok(());
         }
-        Ok(())
+        let before: BTreeSet<_> = before()?.set_aside.into_iter().map(|aside| aside.name).collect();
+        others.retain(|(name, _)| !before.contains(name));
+        if others.is_empty() { Ok(()) } else { Err(NotChanged::InUse(others)) }
     }
 
     fn catalog_change(&self) -> CatalogChange {
         let put =
             |(name, (revision, edited)): (&Name, &(Revision, Edited))| (name.clone(), (*revision, edited.text.clone()));
         CatalogChange { put: self.put.iter().map(put).collect(), remove: self.remove.clone() }
+    }
+
+    /// True if the change has been made in this catalog.
+    fn is_in(&self, catalog: &Catalog) -> bool {
+        let is_put = |(name, (revision, _)): (&Name, &(Revision, Edited))| catalog.entries.get(name) == Some(revision);
+        self.put.iter().all(is_put) && !self.remove.iter().any(|name| catalog.entries.contains_key(name))
+    }
+
+    /// The keys that differ, for the audit: of several definitions, each with the name of its connection.
+    fn audited_fields(&self) -> Vec<String> {
+        let fields =
+            self.put.iter().flat_map(|(name, (_, edited))| edited.fields.iter().map(move |field| (name, field)));
+        let fields = fields.take(AUDITED_FIELDS_MAX);
+        match self.put.len() {
+            1 => fields.map(|(_, field)| field.clone()).collect(),
+            _ => fields.map(|(name, field)| format!("{name}.{field}")).collect(),
+        }
     }
 
     fn changes_nothing(&self) -> bool {
@@ -176,6 +198,10 @@ fn check(precondition: &Precondition, present: Option<Revision>) -> Result<(), N
 impl Reloader {
     /// Makes a change and replies.
     pub(super) async fn change(&mut self, request: ChangeRequest) {
+        // A client that has stopped waiting may have read that nothing changed.
+        if request.reply.is_closed() {
+            return;
+        }
         let outcome = self.try_change(&request).await;
         if let Err(error) = &outcome {
             let names = request.change.names().len();
@@ -207,21 +233,29 @@ impl Reloader {
                 Ok(Some(catalog)) => catalog,
                 Ok(None) => continue,
                 Err(StoreError::Unsupported(why)) => return Err(NotChanged::TooLarge(why)),
-                Err(error) => return Err(NotChanged::Store(error)),
+                Err(error) => self.after_error(&plan, error).await?,
             };
             self.definitions.replace(catalog, plan.catalog_change());
-            self.put_in_force(request, loaded, &changed)?;
+            self.put_in_force(request, loaded, (&changed, &plan.audited_fields()))?;
             return Ok(changed);
         }
         Err(NotChanged::Contended)
+    }
+
+    /// The catalog in force if the change was made although the store reported an error, such as a lost response.
+    async fn after_error(&self, plan: &Plan, error: StoreError) -> Result<Catalog, NotChanged> {
+        match self.wiring.parts.cache.store().catalog().await {
+            Ok(catalog) if plan.is_in(&catalog) => Ok(catalog),
+            Ok(_) => Err(NotChanged::Store(error)),
+            Err(_) => Err(NotChanged::Unclear(error)),
+        }
     }
 
     /// Refuses names that a file defines, and every change if editing is off or the store keeps no definitions.
     fn check_writable(&self, change: &Change) -> Result<(), NotChanged> {
         let access = self.wiring.parts.access.current();
         if !access.editing {
-            let name = change.names().first().map(|name| (*name).clone());
-            return Err(NotChanged::ReadOnly { name, path: "admin.editing".to_owned() });
+            return Err(NotChanged::ReadOnly { name: None, path: "admin.editing".to_owned() });
         }
         let snapshot = self.wiring.snapshot.load();
         let files: BTreeMap<&Name, &DefinedIn> =
@@ -242,17 +276,23 @@ impl Reloader {
 
     /// Plans a change and loads the configuration that it leads to.
     async fn plan(&mut self, change: &Arc<Change>) -> Result<(Plan, Loaded), NotChanged> {
-        let aside: BTreeSet<Name> =
-            self.wiring.snapshot.load().set_aside.iter().map(|aside| aside.name.clone()).collect();
         let (path, vault, editor, change) =
             (self.path.clone(), self.vault.clone(), self.editor.clone(), change.clone());
         let present = self.definitions.clone();
         self.watch.record_stamps();
         let planned = self.wiring.parts.tasks.blocking(move || {
             let plan = Plan::new(&change, &present, &editor)?;
-            let files = |problems: config::Problems| NotChanged::Files(problems.problems);
-            let loaded = config::load(&path, vault, &plan.after(&present)).map_err(files)?;
-            plan.check(&loaded, &aside)?;
+            let load = |stored: &[StoredDefinition]| {
+                let files = |problems: config::Problems| NotChanged::Files(problems.problems);
+                config::load(&path, vault.clone(), stored).map_err(files)
+            };
+            let after = plan.after(&present);
+            let bytes = |definition: &StoredDefinition| definition.text.as_ref().map_or(0, |text| text.expose().len());
+            if after.iter().map(bytes).sum::<usize>() > TOTAL_BYTES_MAX {
+                return Err(NotChanged::TooLarge("the definitions in a store have at most 64 MiB together"));
+            }
+            let loaded = load(&after)?;
+            plan.check(&loaded, || load(&stored(&present)))?;
             Ok((plan, loaded))
         });
         planned.await.unwrap_or_else(|| {
@@ -260,7 +300,12 @@ impl Reloader {
         })
     }
 
-    fn put_in_force(&mut self, request: &ChangeRequest, loaded: Loaded, changed: &Changed) -> Result<(), NotChanged> {
+    fn put_in_force(
+        &mut self,
+        request: &ChangeRequest,
+        loaded: Loaded,
+        (changed, fields): (&Changed, &[String]),
+    ) -> Result<(), NotChanged> {
         let (differences, restart_required) = match self.apply(loaded) {
             Outcome::Applied { differences, restart_required } => (differences, restart_required),
             Outcome::Unchanged => (Differences::default(), Vec::new()),
@@ -273,7 +318,7 @@ impl Reloader {
         tracing::info!(user, created, changed = edited, removed, "definitions changed");
         let parts = &self.wiring.parts;
         parts.events.publish(parts.clock.now().wall, Event::ConfigurationReloaded { restart_required });
-        self.record_change(&request.by, &differences, &changed.fields);
+        self.record_change(&request.by, (changed, fields), differences);
         Ok(())
     }
 }

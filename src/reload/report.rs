@@ -1,7 +1,11 @@
 //! Reports reloads and changes of definitions: log, events, audit.
 
+use std::collections::HashSet;
+
 use super::{Cause, Differences, Outcome, Parts, Reloader};
+use crate::admin::Changed;
 use crate::config::SetAside;
+use crate::model::Name;
 use crate::telemetry::audit::{Change, Person};
 use crate::telemetry::events::Event;
 
@@ -38,9 +42,27 @@ impl Reloader {
         self.write(&change);
     }
 
-    /// Records a change of definitions by a user, with the keys that differ.
-    pub(super) fn record_change(&mut self, by: &Person, differences: &Differences, fields: &[String]) {
-        self.write(&Change { fields, ..change("applied", "api", Some(by), differences) });
+    /// Records a change of definitions by a user, with the keys that differ. Of the `differences` that it has put in
+    /// force, those that the user did not make came from a file or from another replica.
+    pub(super) fn record_change(
+        &mut self,
+        by: &Person,
+        (changed, fields): (&Changed, &[String]),
+        mut differences: Differences,
+    ) {
+        let Differences { added, changed: edited, removed } = &mut differences;
+        let texts = |names: &[Name]| names.iter().map(Name::to_string).collect::<Vec<_>>();
+        let own = Differences {
+            added: texts(&changed.created),
+            changed: texts(&changed.changed),
+            removed: texts(&changed.removed),
+        };
+        let names: HashSet<&String> = own.added.iter().chain(&own.changed).chain(&own.removed).collect();
+        [added, edited, removed].into_iter().for_each(|others| others.retain(|name| !names.contains(name)));
+        self.write(&Change { fields, ..change("applied", "api", Some(by), &own) });
+        if [&differences.added, &differences.changed, &differences.removed].iter().any(|others| !others.is_empty()) {
+            self.write(&change("applied", "store", None, &differences));
+        }
     }
 
     fn write(&mut self, change: &Change<'_>) {

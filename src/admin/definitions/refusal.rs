@@ -53,6 +53,10 @@ pub fn refusal(reason: NotChanged) -> Problem {
         }
         NotChanged::TooLarge(why) => Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", why),
         NotChanged::Store(error) => store_unavailable(&error),
+        NotChanged::Unclear(error) => {
+            let detail = format!("{error}; the change may have been made: read the connection before you retry");
+            Problem::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail)
+        }
         NotChanged::Contended => {
             let detail = "other replicas keep changing the definitions; retry in a moment";
             Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail).retry_after(Duration::from_secs(1))

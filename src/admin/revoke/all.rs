@@ -99,6 +99,17 @@ impl RevokedAll {
         RevokedAll { is_complete: true, ..RevokedAll::default() }
     }
 
+    /// Both outcomes together.
+    pub fn and(mut self, other: RevokedAll) -> RevokedAll {
+        let groups = [&mut self.revoked, &mut self.not_revoked, &mut self.failed];
+        for (group, more) in groups.into_iter().zip([other.revoked, other.not_revoked, other.failed]) {
+            group.count += more.count;
+            group.listed.extend(more.listed);
+            group.listed.truncate(LISTED_MAX);
+        }
+        RevokedAll { is_complete: self.is_complete && other.is_complete, ..self }
+    }
+
     fn add(&mut self, key: TokenKey, is_forgotten: bool, revoked: Revoked) {
         let outcomes = [&revoked.refresh_token, &revoked.access_token];
         let group = if outcomes.iter().any(|outcome| matches!(outcome, RevocationOutcome::Failed(_))) {

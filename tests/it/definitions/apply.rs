@@ -37,7 +37,11 @@ async fn definitions_are_applied_all_or_nothing() {
     let kept = stage.call("POST", APPLY, "", &body).await;
     assert_eq!((&kept.json()["changed"], &kept.json()["removed"]), (&json!(["own"]), &json!([])), "{}", kept.text());
     assert_eq!(stage.get("/connections/two").await.status, 200);
+    let before = stage.server.count();
     let pruned = stage.call("POST", &format!("{APPLY}?prune=true"), "", &body).await;
+    let revoked =
+        stage.server.received()[before..].iter().filter(|seen| seen.request_line().contains("/revoke")).count();
+    assert!(revoked > 0 && pruned.json()["tokens"]["failed"] == json!(0), "{revoked} {}", pruned.text());
     let summary = pruned.json();
     assert_eq!((&summary["unchanged"], &summary["removed"]), (&json!(["own"]), &json!(["two"])), "{}", pruned.text());
     assert_eq!(stage.get("/connections/two").await.status, 404);

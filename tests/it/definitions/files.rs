@@ -32,6 +32,7 @@ async fn without_editing_or_a_durable_store_nothing_is_kept() {
         for path in ["/connections/own", "/connections/own?dry_run=true"] {
             let response = stage.call("PUT", path, "", &definition("own", "api.test")).await;
             assert_eq!((response.status, code(&response).as_str()), (409, expected), "{}", response.text());
+            assert!(!response.text().contains("is defined in admin.editing"), "{}", response.text());
         }
     }
 }

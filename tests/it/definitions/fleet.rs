@@ -97,6 +97,27 @@ async fn two_replicas_share_definitions_and_an_outage_of_redis_changes_nothing()
 }
 
 #[tokio::test]
+async fn a_replica_that_missed_a_change_and_its_reversal_has_the_new_etag() {
+    let redis = Redis::start().await;
+    let replicas = Replicas::start(&store(redis.port)).await;
+    let made = replicas.call(0, "PUT", "/connections/own", "", &definition("own", "api.test")).await;
+    wait_until_status(&replicas.replicas[1], "http://api.test/", 200, ANNOUNCED).await;
+    replicas.replicas[1].signal("STOP");
+    let mut last = made;
+    for comments in [json!("one"), Value::Null] {
+        let patch = json!({ "comments": comments });
+        last = replicas.call(0, "PATCH", "/connections/own", &if_match(&last), &patch).await;
+        assert_eq!(last.status, 200, "{}", last.text());
+    }
+    replicas.replicas[1].signal("CONT");
+    let end = Instant::now() + Duration::from_secs(15);
+    while replicas.get(1, "own").await.header("etag") != last.header("etag") {
+        assert!(Instant::now() < end, "the ETag is stale\n{}", replicas.replicas[1].log());
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
 async fn two_replicas_share_definitions_in_a_cluster() {
     let nodes = Redis::cluster(3, &[], (&[], &[]), &[]).await;
     let url = format!("redis://127.0.0.1:{}", nodes[0].port);
