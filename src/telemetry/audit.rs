@@ -87,6 +87,7 @@ impl Target {
                 let Change { outcome, cause, user, from, restart_required, problems, .. } = record;
                 let names = [record.added, record.changed, record.removed, record.fields];
                 let [added, changed, removed, fields] = names.map(|names| names.join(" "));
+                let fields = Some(fields).filter(|fields| !fields.is_empty());
                 let from = from.map(tracing::field::display);
                 tracing::info!(target: TARGET, audit = Kind::Change.as_str(), outcome, cause, user, from, added, changed, removed, fields,
                     restart_required = restart_required.join(" "), problems, "configuration change");

@@ -13,7 +13,9 @@ const APPLY: &str = "/connections:apply";
 #[tokio::test]
 async fn definitions_are_applied_all_or_nothing() {
     let stage = Stage::start().await;
-    let (own, two) = (definition("own", "api.test"), definition("two", "two.test"));
+    let (own, mut two) = (definition("own", "api.test"), definition("two", "two.test"));
+    // A grant of a client of its own, which nothing else uses.
+    two["client_id"] = json!("second");
     let dry = stage.call("POST", &format!("{APPLY}?dry_run=true"), "", &json!({ "connections": [own, two] })).await;
     assert_eq!((dry.status, &dry.json()["created"]), (200, &json!(["own", "two"])), "{}", dry.text());
     assert_eq!(stage.get("/connections/own").await.status, 404);
