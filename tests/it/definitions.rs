@@ -3,6 +3,7 @@
 //! Not here: what a definition may hold (`literals`), several replicas (`fleet`), many definitions (`apply`).
 
 mod apply;
+mod fields;
 mod fleet;
 mod files;
 mod literals;

@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+/// First byte of a TLS connection, which these servers close.
+const TLS_HANDSHAKE: u8 = 0x16;
+
 /// A request as received.
 #[derive(Debug, Clone)]
 pub struct Received {
@@ -153,6 +156,9 @@ where
 
 async fn read_request(stream: &mut TcpStream, buffer: &mut Vec<u8>, from: u16) -> Option<Received> {
     let end = loop {
+        if buffer.first() == Some(&TLS_HANDSHAKE) {
+            return None;
+        }
         if let Some(at) = buffer.windows(4).position(|window| window == b"\r\n\r\n") {
             break at;
         }
