@@ -39,6 +39,8 @@ struct Plan {
     /// Valid names whose text stays as it is.
     unchanged: BTreeMap<Name, (Revision, Edited)>,
     remove: BTreeSet<Name>,
+    /// Problems of bodies that lead to no definition.
+    refused: Vec<(Name, Problem)>,
 }
 
 impl Plan {
@@ -48,27 +50,22 @@ impl Plan {
         match change {
             Change::Put { name, body, precondition } => {
                 check(precondition, entries.get(name).copied())?;
-                plan.edit(name, present, |text| editor.replace(name, body, text)).map_err(NotChanged::Refused)?;
+                plan.edit(name, present, |text| editor.replace(name, body, text));
             }
             Change::Merge { name, patch, precondition } => {
                 check(precondition, Some(*entries.get(name).ok_or(NotChanged::Unknown)?))?;
                 let unreadable =
                     || NotChanged::Failed("the definition in the store cannot be read; replace it".to_owned());
                 let text = text(present, name).ok_or_else(unreadable)?;
-                plan.edit(name, present, |_| editor.merge(name, patch, text)).map_err(NotChanged::Refused)?;
+                plan.edit(name, present, |_| editor.merge(name, patch, text));
             }
             Change::Remove { name, precondition } => {
                 check(precondition, Some(*entries.get(name).ok_or(NotChanged::Unknown)?))?;
                 plan.remove.insert(name.clone());
             }
             Change::Apply { definitions, prune } => {
-                let mut problems = Vec::new();
                 for (name, body) in definitions {
-                    let edited = plan.edit(name, present, |text| editor.replace(name, body, text));
-                    problems.extend(edited.err().unwrap_or_default());
-                }
-                if !problems.is_empty() {
-                    return Err(NotChanged::Refused(problems));
+                    plan.edit(name, present, |text| editor.replace(name, body, text));
                 }
                 if *prune {
                     plan.remove = entries.keys().filter(|name| !definitions.contains_key(*name)).cloned().collect();
@@ -83,16 +80,17 @@ impl Plan {
         name: &Name,
         present: &Definitions,
         edit: impl FnOnce(Option<&str>) -> Result<Edited, Vec<Problem>>,
-    ) -> Result<(), Vec<(Name, Problem)>> {
-        let named = |problems: Vec<Problem>| -> Vec<_> {
-            problems.into_iter().map(|problem| (name.clone(), problem)).collect()
+    ) {
+        let edited = match edit(text(present, name)) {
+            Ok(edited) => edited,
+            Err(problems) => {
+                return self.refused.extend(problems.into_iter().map(|problem| (name.clone(), problem)));
+            }
         };
-        let edited = edit(text(present, name)).map_err(named)?;
         match present.catalog.entries.get(name).filter(|_| edited.is_unchanged) {
             Some(revision) => self.unchanged.insert(name.clone(), (*revision, edited)),
             None => self.put.insert(name.clone(), (Revision::random(), edited)),
         };
-        Ok(())
     }
 
     /// The definitions after the change; those that it puts are last, so that they, not others, are refused.
@@ -110,7 +108,7 @@ impl Plan {
     /// Checks that the definitions of the change are valid, and that it invalidates no other. `aside`: what was not in
     /// force before.
     fn check(&self, loaded: &Loaded, aside: &BTreeSet<Name>) -> Result<(), NotChanged> {
-        let (mut refused, mut others) = (Vec::new(), Vec::new());
+        let (mut refused, mut others) = (self.refused.clone(), Vec::new());
         for set_aside in &loaded.set_aside {
             let name = &set_aside.name;
             let own = self.put.get(name).or_else(|| self.unchanged.get(name));
@@ -121,11 +119,13 @@ impl Plan {
                 None => {}
             }
         }
-        match (refused.is_empty(), others.is_empty()) {
-            (true, true) => Ok(()),
-            (false, _) => Err(NotChanged::Refused(refused)),
-            (true, false) => Err(NotChanged::InUse(others)),
+        if !refused.is_empty() {
+            return Err(NotChanged::Refused(refused));
         }
+        if !others.is_empty() {
+            return Err(NotChanged::InUse(others));
+        }
+        Ok(())
     }
 
     fn catalog_change(&self) -> CatalogChange {

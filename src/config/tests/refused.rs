@@ -226,6 +226,7 @@ fn every_mistake_in_admin_is_reported() {
     let text = "\
 state_dir: [a]
 admin:
+  editing: perhaps
   hosts: [\"https://a.test\", a.test, a.test:8443]
   users:
     - {name: A, role: manager, token: {sha256: abc}}
@@ -236,17 +237,18 @@ admin:
 ";
     let expected = [
         "1:12: state_dir: must be a single value",
-        "3:11: admin.hosts[0]: `https://a.test` is not a valid Host value",
-        "5:14: admin.users[0].name: `A` is not a valid name",
-        "5:48: admin.users[0].token.sha256: is not a SHA-256 digest",
-        "6:23: admin.users[1].role: `owner` is not a valid value; write one of viewer, operator, manager",
-        "6:43: admin.users[1].token.env: environment variable `KEYBEARER_TEST_UNSET` is not set",
-        "7:14: admin.users[2].name: another user is named `a` (line 6)",
-        "8:38: admin.users[3].token: is also the token of `a`; give each user its own token",
-        "8:44: admin.users[3].colour: unknown key `colour`",
-        "9:7: admin.users[4].name: `name` is missing",
-        "9:7: admin.users[4].role: `role` is missing",
-        "9:7: admin.users[4].token: `token` is missing",
+        "3:12: admin.editing: `perhaps` is neither true nor false; write true or false",
+        "4:11: admin.hosts[0]: `https://a.test` is not a valid Host value",
+        "6:14: admin.users[0].name: `A` is not a valid name",
+        "6:48: admin.users[0].token.sha256: is not a SHA-256 digest",
+        "7:23: admin.users[1].role: `owner` is not a valid value; write one of viewer, operator, manager",
+        "7:43: admin.users[1].token.env: environment variable `KEYBEARER_TEST_UNSET` is not set",
+        "8:14: admin.users[2].name: another user is named `a` (line 7)",
+        "9:38: admin.users[3].token: is also the token of `a`; give each user its own token",
+        "9:44: admin.users[3].colour: unknown key `colour`",
+        "10:7: admin.users[4].name: `name` is missing",
+        "10:7: admin.users[4].role: `role` is missing",
+        "10:7: admin.users[4].token: `token` is missing",
     ];
     check(text, &expected);
     check(
