@@ -2,6 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use url::Url;
 
 use super::reading::published::Destinations;
 use super::reading::{Fault, Field, Keys, NodeRef, Sink, SourceKind, endpoint, pem, secret, shape};
@@ -51,8 +52,11 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
             });
             // The proxy alone receives this secret.
             let host = url.as_ref().and_then(|url| Host::parse(url.host_str()?).ok());
+            let is_cleartext =
+                |url: &Url| url.scheme() == "http" && host.as_ref().is_none_or(|host| !host.is_loopback());
+            let cleartext = url.as_ref().filter(|url| is_cleartext(url)).map(|_| "proxy.url");
             let hosts = host.map(|host| ("proxy.url", host)).into_iter().collect();
-            let of_proxy = Destinations { hosts, ..Destinations::default() };
+            let of_proxy = Destinations { hosts, cleartext, permitted: None };
             let others = std::mem::replace(&mut sink.destinations, of_proxy);
             let password = secret::secret(&password, sink);
             sink.destinations = others;

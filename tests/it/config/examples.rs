@@ -3,6 +3,8 @@
 //!
 //! Not here: links, anchors and the width of lines (`docs`).
 
+mod round_trip;
+
 use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

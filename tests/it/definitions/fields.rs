@@ -48,7 +48,8 @@ impl Fields {
     }
 
     async fn call(&self, method: &str, path: &str, body: &Value) -> RawResponse {
-        let lines = format!("{JSON}{}", if ["PUT", "PATCH", "DELETE"].contains(&method) { "If-Match: *\r\n" } else { "" });
+        let lines =
+            format!("{JSON}{}", if ["PUT", "PATCH", "DELETE"].contains(&method) { "If-Match: *\r\n" } else { "" });
         call_as(MANAGER, self.sidecar.admin(), (method, path), &lines, &body.to_string()).await
     }
 
@@ -76,7 +77,6 @@ impl Fields {
     async fn exercise(&self) -> String {
         let mut shown = String::new();
         let mut note = |what: &str, response: RawResponse| {
-
             writeln!(shown, "{what}: {} {}", response.status, response.text()).expect("text");
         };
         note("revoke", self.call("POST", "/connections/own/revoke", &json!({})).await);
@@ -100,11 +100,19 @@ async fn server(scheme: &'static str) -> Scripted {
             return Reply::json(200, &json!({ "issuer": issuer, "token_endpoint": format!("{issuer}/token") }));
         }
         if line.contains("/device") {
-            return Reply::json(200, &json!({
-                "device_code": "d", "user_code": "u", "verification_uri": "https://as.test/v", "expires_in": 60,
-            }));
+            return Reply::json(
+                200,
+                &json!({
+                    "device_code": "d", "user_code": "u", "verification_uri": "https://as.test/v", "expires_in": 60,
+                }),
+            );
         }
-        Reply::token(&format!("token-{before}"), 3600)
+        Reply::json(
+            200,
+            &json!({
+                "access_token": format!("token-{before}"), "token_type": "Bearer", "expires_in": 3600, "refresh_token": "r",
+            }),
+        )
     };
     Scripted::start(reply).await
 }
@@ -120,7 +128,8 @@ fn config([server, upstream, other]: [std::net::SocketAddr; 3], top: &str) -> St
         key.display(),
     );
     let config = Config::new().top(top).host("as.test", server).host("api.test", upstream).host("other.test", other);
-    let file = "- {name: file, client_id: a, client_secret: b, token_url: \"http://as.test/token\", allow_cleartext: true}\n";
+    let file =
+        "- {name: file, client_id: a, client_secret: b, token_url: \"http://as.test/token\", allow_cleartext: true}\n";
     format!("{config}{file}")
 }
 

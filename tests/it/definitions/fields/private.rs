@@ -64,7 +64,6 @@ async fn try_each(stage: &Fields, keys: &[Row]) -> (usize, Vec<String>) {
     let victim = Scripted::upstream().await;
     let (mut tried, mut faults) = (0, Vec::new());
     for row in keys {
-        let b = std::time::Instant::now();
         for target in targets(stage, &victim) {
             let received = victim.count();
             let (shown, is_reached) = use_it(stage, &definition(row, &target), &target).await;
@@ -73,7 +72,6 @@ async fn try_each(stage: &Fields, keys: &[Row]) -> (usize, Vec<String>) {
                 faults.push(format!("{} at {target}: {shown}", row.path));
             }
         }
-        eprintln!("{} {:?}", row.path, b.elapsed());
     }
     (tried, faults)
 }

@@ -63,7 +63,8 @@ async fn no_key_takes_a_reference_and_nothing_is_read() {
                 422 => {
                     refused += 1;
                     let is_named = named.iter().any(|path| concerns(path, row.path));
-                    let is_refusal = code(&response) == "reference_not_allowed" || named.iter().any(|path| path == row.path);
+                    let is_refusal =
+                        code(&response) == "reference_not_allowed" || named.iter().any(|path| path == row.path);
                     is_named && (!is_reference || is_refusal)
                 }
                 _ => false,

@@ -28,7 +28,12 @@ const ROWS: &[(&str, &str, &str, &str)] = &[
     ("active", "true", "false", "{}"),
     ("actor_token", "an-actor", "another-actor", EXCHANGE),
     ("actor_token.token", "an-actor", "another-actor", EXCHANGE),
-    ("actor_token.token_type", "jwt", "access_token", "{grant: token_exchange, subject_token: s, actor_token: {token: a}}"),
+    (
+        "actor_token.token_type",
+        "jwt",
+        "access_token",
+        "{grant: token_exchange, subject_token: s, actor_token: {token: a}}",
+    ),
     ("allow_cleartext", "true", "false", "{}"),
     ("application", "billing", "shipping", "{}"),
     ("assertion", "c2FtbA", "c2FtbDI", "{grant: saml2_bearer}"),
@@ -80,13 +85,23 @@ const ROWS: &[(&str, &str, &str, &str)] = &[
     ("pkce.required", "true", "false", "{authorization_url: 'http://as.test/a'}"),
     ("profiles[].audience", "https://api.test", "https://other.test", "{profiles: [{name: p}]}"),
     ("profiles[].authorize_params.free", "x", "y", "{authorization_url: 'http://as.test/a', profiles: [{name: p}]}"),
-    ("profiles[].grant", "client_credentials", "device_code", "{device_authorization_url: 'http://as.test/device', profiles: [{name: p}]}"),
+    (
+        "profiles[].grant",
+        "client_credentials",
+        "device_code",
+        "{device_authorization_url: 'http://as.test/device', profiles: [{name: p}]}",
+    ),
     ("profiles[].name", "p", "q", "{}"),
     ("profiles[].resource", "https://api.test", "https://other.test", "{profiles: [{name: p}]}"),
     ("profiles[].scopes", "a b", "c", "{profiles: [{name: p}]}"),
     ("profiles[].scopes[]", "a", "b", "{profiles: [{name: p}]}"),
     ("profiles[].token_params.free", "x", "y", "{profiles: [{name: p}]}"),
-    ("redirect_url", "https://as.test/callback", "https://other.test/callback", "{authorization_url: 'http://as.test/a'}"),
+    (
+        "redirect_url",
+        "https://as.test/callback",
+        "https://other.test/callback",
+        "{authorization_url: 'http://as.test/a'}",
+    ),
     ("refresh_ahead", "2m", "1m", "{}"),
     ("refresh_token_lifespan", "100d", "50d", "{}"),
     ("requested_token_type", "access_token", "jwt", EXCHANGE),
@@ -127,7 +142,12 @@ const ROWS: &[(&str, &str, &str, &str)] = &[
     ("subject_token.from", "caller", "", "{grant: token_exchange}"),
     ("subject_token_type", "jwt", "saml2", EXCHANGE),
     ("token_params.free", "x", "y", "{}"),
-    ("token_rejected[].contains", "invalid_token", "expired", "{token_rejected: [{status: 401, header: WWW-Authenticate}]}"),
+    (
+        "token_rejected[].contains",
+        "invalid_token",
+        "expired",
+        "{token_rejected: [{status: 401, header: WWW-Authenticate}]}",
+    ),
     ("token_rejected[].equals", "INVALID", "EXPIRED", "{token_rejected: [{status: 401, pointer: /code}]}"),
     ("token_rejected[].header", "WWW-Authenticate", "X-Other", "{token_rejected: [{status: 401, contains: x}]}"),
     ("token_rejected[].pointer", "/code", "/error", "{token_rejected: [{status: 401, equals: x}]}"),
@@ -141,7 +161,7 @@ const ROWS: &[(&str, &str, &str, &str)] = &[
     ("token_response.expires_at", "/expires_at", "/end", "{}"),
     ("token_response.expires_in", "/expires_in", "/life", "{}"),
     ("token_response.expires_in_unit", "s", "m", "{}"),
-    ("token_response.failure.equals", "false", "true", "{token_response: {failure: {pointer: /ok}}}"),
+    ("token_response.failure.equals", "'false'", "'true'", "{token_response: {failure: {pointer: /ok}}}"),
     ("token_response.failure.pointer", "/ok", "/good", "{token_response: {failure: {equals: false}}}"),
     ("token_response.refresh_refused[].description_contains", "refresh", "token", "{}"),
     ("token_response.refresh_refused[].error", "unauthorized_client", "other", "{}"),
@@ -154,7 +174,12 @@ const ROWS: &[(&str, &str, &str, &str)] = &[
     ("tokens", "shared", "per_subject", "{}"),
     ("usable_margin", "6s", "4s", "{}"),
     ("username", "ann", "bob", "{grant: password, password: a-password}"),
-    ("variables.free", "x", "y", "{script: {source: 'fn token_request(request, ctx) { request.form.v = ctx.variables.free; request }'}}"),
+    (
+        "variables.free",
+        "x",
+        "y",
+        "{script: {source: 'fn token_request(request, ctx) { request.form.v = ctx.variables.free; request }'}}",
+    ),
 ];
 
 const EXCHANGE: &str = "{grant: token_exchange, subject_token: a-subject}";
@@ -275,7 +300,9 @@ fn collect(schema: &Value, root: &Value, path: &str, found: &mut BTreeMap<String
             may_be_published: is_secret,
             may_be_secret: alternatives.iter().any(|one| one["writeOnly"] == true || one["x-secret"] == "query"),
             is_path: alternatives.iter().any(|one| one["x-path"] == true),
-            is_url: alternatives.iter().any(|one| one["pattern"].as_str().is_some_and(|text| text.contains("[Hh][Tt]"))),
+            is_url: alternatives
+                .iter()
+                .any(|one| one["pattern"].as_str().is_some_and(|text| text.contains("[Hh][Tt]"))),
         };
         found.insert(path.to_owned(), leaf);
     }
