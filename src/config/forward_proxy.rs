@@ -52,7 +52,9 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
             // The proxy alone receives this secret.
             let host = url.as_ref().and_then(|url| Host::parse(url.host_str()?).ok());
             let hosts = host.map(|host| ("proxy.url", host)).into_iter().collect();
-            let of_proxy = Destinations { hosts, ..Destinations::default() };
+            let is_cleartext = url.as_ref().is_some_and(|url| url.scheme() == "http");
+            let cleartext = is_cleartext.then_some(("proxy.url", "use https"));
+            let of_proxy = Destinations { hosts, cleartext, permitted: None };
             let others = std::mem::replace(&mut sink.destinations, of_proxy);
             let password = secret::secret(&password, sink);
             sink.destinations = others;

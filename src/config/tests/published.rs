@@ -41,7 +41,7 @@ fn a_published_secret_is_used_wherever_a_connection_takes_one() {
         assert!(definition.definitions().all(|definition| definition.secret_hosts.is_some()), "{keys}");
     }
     let proxied =
-        published("authorization_server: {proxy: {url: \"http://proxy.test:1\", username: u, password: {use: crm}}}");
+        published("authorization_server: {proxy: {url: \"https://proxy.test:1\", username: u, password: {use: crm}}}");
     assert_eq!(proxied.secret_hosts, None, "the proxy's password travels to the proxy alone");
     assert_eq!(connection("client_secret: {file: s}").secret_hosts, None);
 }
@@ -62,13 +62,18 @@ fn a_published_secret_never_leaves_its_hosts() {
             ["`device_authorization_url`", "`crm` to b.test"],
         ),
         (
-            "token_url: \"https://as.test/t\", authorization_server: {proxy: {url: \"http://b.test:1\", username: u, \
+            "token_url: \"https://as.test/t\", authorization_server: {proxy: {url: \"https://b.test:1\", username: u, \
              password: {use: crm}}}",
             ["`proxy.url`", "`crm` to b.test"],
         ),
         (
             "client_secret: {use: crm}, token_url: \"https://as.test/t\", allow_cleartext: true",
             ["`allow_cleartext`", "`crm` in the clear"],
+        ),
+        (
+            "token_url: \"https://as.test/t\", authorization_server: {proxy: {url: \"http://proxy.test:1\", username: u, \
+             password: {use: crm}}}",
+            ["`proxy.url`", "`crm` in the clear; use https"],
         ),
     ] {
         refused(TOP, keys, &named);
