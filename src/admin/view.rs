@@ -11,7 +11,6 @@ use std::sync::Arc;
 use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use url::Url;
 
 use crate::clock::Now;
 use crate::config::{SetAside, connection_defaults};
@@ -217,13 +216,6 @@ fn effective(connection: &Connection) -> Effective {
 /// Orders states from best to worst.
 fn severity(state: &str) -> Option<usize> {
     ["fresh", "due", "starting", "expired", "reauthorize", "misconfigured"].iter().position(|one| *one == state)
-}
-
-/// The URL of an endpoint without its query, which may hold a secret.
-fn without_query(url: &Url) -> String {
-    let mut url = url.clone();
-    url.set_query(None);
-    url.into()
 }
 
 fn profile(connection: &Connection) -> EffectiveProfile {

@@ -293,7 +293,7 @@ fn destinations(endpoints: &Endpoints) -> Destinations {
     ];
     let host = |url: url::Url| Host::parse(url.host_str()?).ok();
     let hosts = urls.into_iter().filter_map(|(key, url)| Some((key, host(url?)?))).collect();
-    let cleartext = endpoints.allow_cleartext.then_some("allow_cleartext");
+    let cleartext = endpoints.allow_cleartext.then_some(("allow_cleartext", "remove `allow_cleartext`"));
     Destinations { hosts, cleartext, permitted: None }
 }
 

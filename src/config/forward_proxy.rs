@@ -54,7 +54,7 @@ pub fn forward_proxy(node: &NodeRef<'_>, sink: &mut Sink) -> Option<ForwardProxy
             let host = url.as_ref().and_then(|url| Host::parse(url.host_str()?).ok());
             let is_cleartext =
                 |url: &Url| url.scheme() == "http" && host.as_ref().is_none_or(|host| !host.is_loopback());
-            let cleartext = url.as_ref().filter(|url| is_cleartext(url)).map(|_| "proxy.url");
+            let cleartext = url.as_ref().filter(|url| is_cleartext(url)).map(|_| ("proxy.url", "use https"));
             let hosts = host.map(|host| ("proxy.url", host)).into_iter().collect();
             let of_proxy = Destinations { hosts, cleartext, permitted: None };
             let others = std::mem::replace(&mut sink.destinations, of_proxy);

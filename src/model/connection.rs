@@ -140,6 +140,13 @@ pub struct Endpoints {
     pub allow_cleartext: bool,
 }
 
+/// The URL of an endpoint as it may be shown: without its query, which may hold a secret.
+pub fn without_query(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.into()
+}
+
 /// A script that compiles.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScriptSource {

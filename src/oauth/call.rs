@@ -16,7 +16,7 @@ use super::transport::{self, Timely, TokenResponse};
 use super::verdict::Sent;
 use super::{TokenEndpoint, TokenRequestContext, discovery, query, refused, response, response_secrets};
 use crate::clock::Clock;
-use crate::model::connection::{RequestEncoding, TokenResponseFormat};
+use crate::model::connection::{DefinedIn, RequestEncoding, TokenResponseFormat};
 use crate::model::secret::Secret;
 use crate::model::token::TokenSet;
 use crate::script::{self, Context, Script};
@@ -258,8 +258,24 @@ impl Call<'_> {
 
     /// `given`: what the script received in addition to its variables.
     pub fn script_failed(&self, failure: script::Failure, given: &Redactor) -> Failure {
+        if self.hides_script_text() {
+            return Failure::from_script(failure, None);
+        }
         let variables = self.endpoint.connection.variables.iter().map(|(_, value)| value.expose().to_owned());
-        Failure::from_script(failure, &given.and(Redactor::from_parts(Vec::new(), variables.collect())))
+        Failure::from_script(failure, Some(&given.and(Redactor::from_parts(Vec::new(), variables.collect()))))
+    }
+
+    /// True if the script's author, a manager, must not see what the request carries: a code, or a token of a person or
+    /// a caller. A script can spell it in a way that no redactor recognizes.
+    fn hides_script_text(&self) -> bool {
+        let connection = &self.endpoint.connection;
+        let is_of_api = matches!(connection.written.defined_in, DefinedIn::Api(_));
+        is_of_api
+            && match self.kind {
+                Kind::Token { sent: Sent::RefreshToken { .. }, .. } => true,
+                Kind::Token { sent: Sent::Grant, .. } => connection.grant.sends_code_or_token(),
+                Kind::Revocation | Kind::Preparation => false,
+            }
     }
 
     pub fn script_context(&self) -> Context {

@@ -29,14 +29,18 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// A failure of the script. The message repeats nothing that was sent or that the script received.
-    pub fn from_script(failure: script::Failure, redactor: &Redactor) -> Failure {
+    /// A failure of the script. The message repeats nothing that was sent or that the script received. `None`: it has no
+    /// text that the script can choose.
+    pub fn from_script(failure: script::Failure, redactor: Option<&Redactor>) -> Failure {
         if let script::Failure::RetryLater { after, .. } = failure {
             return Failure::Retryable { reason: Reason::Script, retry_after: Some(after), detail: None };
         }
-        let message = redactor
-            .redact(&failure.to_string())
-            .unwrap_or_else(|| "the script threw a text that contains a secret; it is withheld".to_owned());
+        let message = match redactor {
+            Some(redactor) => redactor
+                .redact(&failure.to_string())
+                .unwrap_or_else(|| "the script threw a text that contains a secret; it is withheld".to_owned()),
+            None => failure.without_text(),
+        };
         Failure::Script { message, after_response: false }
     }
 

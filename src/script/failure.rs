@@ -83,6 +83,17 @@ impl Failure {
         }
     }
 
+    /// Where the script failed, without a text that the script can choose: a thrown one, or the name of a function.
+    pub fn without_text(&self) -> String {
+        let (what, line) = match self {
+            Failure::Thrown { line, .. } => ("threw", *line),
+            Failure::Error { line, .. } => ("failed", *line),
+            Failure::RetryLater { .. } => ("requested a retry", None),
+        };
+        let at = line.map_or_else(String::new, |line| format!(" at line {line}"));
+        format!("the script {what}{at}")
+    }
+
     fn thrown(thrown: &Dynamic, at: Position) -> Failure {
         let mut message = thrown.as_immutable_string_ref().ok().map(|text| printable(&text));
         if let Ok(map) = thrown.as_map_ref() {

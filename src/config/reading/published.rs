@@ -30,8 +30,8 @@ pub struct PublishedSecret {
 pub struct Destinations {
     /// The key of each URL, and its host.
     pub hosts: Vec<(&'static str, Host)>,
-    /// The key that permits sending in the clear.
-    pub cleartext: Option<&'static str>,
+    /// The key that permits or uses http, with the remedy.
+    pub cleartext: Option<(&'static str, &'static str)>,
     /// Hosts that every published secret read so far permits; `None`: no published secret was read.
     pub permitted: Option<Vec<Host>>,
 }

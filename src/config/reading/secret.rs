@@ -131,9 +131,9 @@ fn published(node: &NodeRef<'_>, sink: &mut Sink) -> Option<Secret> {
         let all = hosts.iter().map(Host::to_string).collect::<Vec<_>>().join(", ");
         node.problem(sink, message, format!("use a URL at its hosts ({all}), or add the host under `secrets`"));
     }
-    if let Some(key) = sink.destinations.cleartext {
+    if let Some((key, remedy)) = sink.destinations.cleartext {
         let message = format!("`{key}` would permit sending the published secret `{name}` in the clear");
-        node.problem(sink, message, "use https without `allow_cleartext`, or use another secret");
+        node.problem(sink, message, format!("{remedy}, or use another secret"));
     }
     sink.destinations.restrict(hosts);
     Some(secret.clone())

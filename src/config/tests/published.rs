@@ -62,7 +62,7 @@ fn a_published_secret_never_leaves_its_hosts() {
             ["`device_authorization_url`", "`crm` to b.test"],
         ),
         (
-            "token_url: \"https://as.test/t\", authorization_server: {proxy: {url: \"http://b.test:1\", username: u, \
+            "token_url: \"https://as.test/t\", authorization_server: {proxy: {url: \"https://b.test:1\", username: u, \
              password: {use: crm}}}",
             ["`proxy.url`", "`crm` to b.test"],
         ),
@@ -73,7 +73,7 @@ fn a_published_secret_never_leaves_its_hosts() {
         (
             "token_url: \"https://as.test/t\", authorization_server: {proxy: {url: \"http://proxy.test:1\", username: u, \
              password: {use: crm}}}",
-            ["`proxy.url`", "`crm` in the clear"],
+            ["`proxy.url`", "`crm` in the clear; use https"],
         ),
     ] {
         refused(TOP, keys, &named);

@@ -194,6 +194,14 @@ impl Grant {
         self.consent_flow().is_some()
     }
 
+    /// True if the first token request carries a code, or a token that another party has issued.
+    pub fn sends_code_or_token(&self) -> bool {
+        match self.basis() {
+            Basis::Person | Basis::SubjectToken(_) => true,
+            Basis::Client | Basis::Owner(_) | Basis::Assertion(_) => false,
+        }
+    }
+
     pub fn basis(&self) -> Basis<'_> {
         match self {
             Grant::ClientCredentials => Basis::Client,

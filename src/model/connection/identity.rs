@@ -2,14 +2,14 @@
 
 use aws_lc_rs::digest;
 
-use super::Connection;
+use super::{Connection, DefinedIn, ServerProxy};
 
 /// A digest of the settings that a token was granted under, other than its origins. A stored token with a different
 /// identity is never sent.
 #[derive(Debug, Clone, Copy)]
 pub struct Identity {
     digest: [u8; 32],
-    /// A digest of the settings that revocation depends on: server, client, grant and owner.
+    /// A digest of the settings that revocation depends on: server, client, grant, owner and [`Connection::travel`].
     grant: Option<[u8; 32]>,
 }
 
@@ -29,12 +29,12 @@ impl Identity {
         &self.digest
     }
 
-    /// The digest of server, client, grant and owner; `None` in records of older versions.
+    /// The digest of the settings that revocation depends on; `None` in records of older versions.
     pub fn grant_bytes(&self) -> Option<&[u8; 32]> {
         self.grant.as_ref()
     }
 
-    /// True if server, client, grant and owner are known to be equal.
+    /// True if the settings that revocation depends on are known to be equal.
     pub fn is_of_same_grant(&self, other: &Identity) -> bool {
         self.grant.is_some() && self.grant == other.grant
     }
@@ -49,12 +49,15 @@ impl PartialEq for Identity {
 impl Eq for Identity {}
 
 impl Connection {
-    /// Digests token URL (or issuer), client, grant, scopes in any order, audience, resource and owner, but not
-    /// secrets, margins, callers or paths. The digest is stored: its input may change only with the store's format.
+    /// Digests token URL (or issuer), client, grant, scopes in any order, audience, resource, owner and
+    /// [`Connection::travel`], but not secrets, margins, callers or paths. The digest is stored: its input may change
+    /// only with the store's format.
     pub fn identity(&self) -> Identity {
         let mut scopes: Vec<&str> = self.scopes.iter().map(String::as_str).collect();
         scopes.sort_unstable();
         let scopes = scopes.join(" ");
+        let travel = self.travel();
+        let travel: Vec<_> = travel.iter().map(Option::as_deref).collect();
         let parts = [
             Some(self.endpoints.server.as_str()),
             Some(&self.client_id),
@@ -65,7 +68,37 @@ impl Connection {
             self.grant.owner(),
         ];
         let grant = [parts[0], parts[1], parts[2], self.grant_type.as_deref(), parts[6]];
-        Identity { digest: sha256(&parts), grant: Some(sha256(&grant)) }
+        let digest = |parts: &[Option<&str>]| sha256(&[parts, &travel].concat());
+        Identity { digest: digest(&parts), grant: Some(digest(&grant)) }
+    }
+
+    /// What else decides where a stored token is sent, in which form, and who sees it, for a definition that was made
+    /// over the API; empty if nothing does. It is empty for a file, whose author may send its tokens anywhere.
+    pub fn travel(&self) -> Vec<Option<String>> {
+        if let DefinedIn::File(_) = self.written.defined_in {
+            return Vec::new();
+        }
+        let endpoints = &self.endpoints;
+        // Without a token URL, the issuer is already the server.
+        let issuer = endpoints.issuer.clone().filter(|_| endpoints.token.is_some());
+        let proxy = match &self.authorization_server.proxy {
+            ServerProxy::Inherit => None,
+            ServerProxy::Direct => Some("none".to_owned()),
+            ServerProxy::Own(proxy) => Some(proxy.url.to_string()),
+        };
+        // As written, so that the digest does not depend on how the program represents them; secrets are masked.
+        let written: serde_json::Value = serde_json::from_str(&self.written.json).unwrap_or_default();
+        let as_written = |key: &str| written.get(key).map(serde_json::Value::to_string);
+        let travel = [
+            endpoints.revocation.as_ref().map(|url| url.to_string()),
+            issuer,
+            proxy,
+            endpoints.allow_cleartext.then(|| "allow_cleartext".to_owned()),
+            self.script.as_ref().map(|script| script.text.clone()),
+            as_written("token_request"),
+            as_written("token_response"),
+        ];
+        if travel.iter().any(Option::is_some) { travel.to_vec() } else { Vec::new() }
     }
 }
 
@@ -86,8 +119,10 @@ fn sha256(parts: &[Option<&str>]) -> [u8; 32] {
 mod tests {
     use std::time::Duration;
 
+    use std::sync::Arc;
+
     use super::*;
-    use crate::model::connection::{ClientAuth, Grant};
+    use crate::model::connection::{ClientAuth, ForwardProxy, Grant, Revision, ScriptSource, WrittenDefinition};
     use crate::model::secret::Secret;
 
     #[test]
@@ -137,5 +172,45 @@ mod tests {
         };
         assert_eq!(of(password("ann", "x")), of(password("ann", "y")));
         assert_ne!(of(password("ann", "x")), of(password("bob", "x")));
+    }
+
+    #[test]
+    fn over_the_api_an_identity_covers_where_and_how_a_stored_token_travels() {
+        let of = |defined_in: &DefinedIn, json: &str, change: fn(&mut Connection)| {
+            let mut connection = Connection::sample("crm");
+            let (defined_in, json) = (defined_in.clone(), json.to_owned());
+            connection.written = Arc::new(WrittenDefinition { defined_in, json, lines: Vec::new() });
+            change(&mut connection);
+            connection.identity()
+        };
+        let (file, api) = (Connection::sample("crm").written.defined_in.clone(), DefinedIn::Api(Revision::random()));
+        let unchanged = of(&file, "{}", |_| {});
+        let changes: [fn(&mut Connection); 6] = [
+            |c| c.endpoints.revocation = Some("https://evil.test/revoke".parse().unwrap()),
+            |c| c.endpoints.issuer = Some("https://evil.test".to_owned()),
+            |c| c.endpoints.allow_cleartext = true,
+            |c| c.script = Some(ScriptSource { location: "s".to_owned(), text: "throw 1".to_owned() }),
+            |c| c.authorization_server.proxy = ServerProxy::Direct,
+            |c| {
+                let url = "http://evil.test:1".parse().unwrap();
+                let proxy = ForwardProxy { url, credentials: None, trust: None, may_be_private: false };
+                c.authorization_server.proxy = ServerProxy::Own(proxy);
+            },
+        ];
+        let with_keys = [r#"{"token_request":{"encoding":"query"}}"#, r#"{"token_response":{"error":"/a"}}"#];
+        let all = |defined_in: &DefinedIn| -> Vec<Identity> {
+            let changed = changes.iter().map(|change| of(defined_in, "{}", *change));
+            changed.chain(with_keys.iter().map(|json| of(defined_in, json, |_| {}))).collect()
+        };
+        for (index, identity) in all(&file).into_iter().enumerate() {
+            assert!(identity == unchanged && identity.is_of_same_grant(&unchanged), "in a file, change {index}");
+        }
+        let over_the_api = all(&api);
+        for (index, identity) in over_the_api.iter().enumerate() {
+            assert!(*identity != unchanged && !identity.is_of_same_grant(&unchanged), "over the API, change {index}");
+            assert_eq!(over_the_api.iter().filter(|other| *other == identity).count(), 1, "change {index}");
+        }
+        let other_keys = of(&api, r#"{"comments":"new","token_params":{"a":"b"}}"#, |_| {});
+        assert_eq!(other_keys, unchanged, "nothing but the token URL decides it");
     }
 }

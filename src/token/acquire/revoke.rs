@@ -1,6 +1,7 @@
 //! Revokes a slot's tokens at the server that issued them, then forgets them, regardless of the server's response.
 //!
-//! Invariant: a token is sent only to the server that issued it, and only as the client that it was issued to.
+//! Invariant: a token is sent only to the server that issued it, and only as the client that it was issued to. A token
+//! that was granted under a definition with another [`Connection::travel`] is not sent to the current endpoints.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::plan::LEASE_MARGIN;
 use super::{Acquirer, ROUNDS_MAX};
-use crate::model::connection::Identity;
+use crate::model::connection::{Connection, Identity};
 use crate::model::token::{AccessToken, RefreshToken};
 use crate::store::{Lease, Refresh, StoreError, StoredToken};
 use crate::token::definition::Definition;
@@ -22,7 +23,8 @@ pub const FORGET_LEASE_TERM: Duration = Duration::from_secs(10);
 pub const FORGET_LEASE_WAIT: Duration = LEASE_MARGIN;
 
 const UNKNOWN: &str = "it was granted under an earlier definition of the connection (another server, client, grant or \
-                       owner), which this instance no longer knows after its restart; revoke it at that server";
+                       owner, or another way that its tokens are sent), which this instance no longer knows after its \
+                       restart; revoke it at that server";
 const LATE: &str = "the server did not revoke it in time; revoke it there";
 
 impl Acquirer {
@@ -105,19 +107,20 @@ impl Acquirer {
         forgotten
     }
 
-    /// The definition to revoke a record with, and the identity that it was granted under. The current definition if
-    /// server and client are the same (its secret may be newer), else the superseded one, if it is known.
+    /// The definition to revoke a record with, and the identity that it was granted under. The current definition if it
+    /// sends tokens to the same server, as the same client and in the same way (its secret may be newer), else the
+    /// superseded one, if it is known.
     fn issuer(&self, record: &StoredToken, current: &Arc<Definition>) -> Option<(Arc<Definition>, Identity)> {
         let identity = current.connection.identity();
         if record.identity == identity || record.identity.is_of_same_grant(&identity) {
             return Some((current.clone(), identity));
         }
         let superseded = self.superseded.find(&self.slot.key, &record.identity)?;
-        let issuer = |definition: &Definition| {
-            let connection = &definition.connection;
-            (connection.endpoints.server.clone(), connection.client_id.clone())
+        let issuer = |connection: &Connection| {
+            (connection.endpoints.server.clone(), connection.client_id.clone(), connection.travel())
         };
-        let chosen = if issuer(&superseded) == issuer(current) { current.clone() } else { superseded };
+        let is_same = issuer(&superseded.connection) == issuer(&current.connection);
+        let chosen = if is_same { current.clone() } else { superseded };
         Some((chosen, record.identity))
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Refresher;
-use crate::model::connection::Connection;
+use crate::model::connection::{Connection, without_query};
 use crate::model::time::{WallTime, rfc3339};
 use crate::model::token::TokenKey;
 use crate::store::{Refresh, RefreshLife, StoredToken};
@@ -82,7 +82,7 @@ impl Refresher {
         let next_try_in_s = failure.consent().is_none().then(|| now.until(failure.retry_at).as_secs());
         tracing::warn!(connection = %key.connection, profile = %key.profile, subject = key.subject_str(),
             error = failure.error, description = failure.description, permanent = failure.kind.is_permanent(), in_doubt,
-            still_usable = usable.is_some(), next_try_in_s, endpoint = %connection.endpoints.server,
+            still_usable = usable.is_some(), next_try_in_s, endpoint = without_query(&connection.endpoints.server),
             "token acquisition failed");
         let event = Event::TokenFailed {
             key: key.clone(),

@@ -3,7 +3,8 @@
 use super::disk::Disk;
 use super::refresh_tokens::{Instance, password, start, start_with, token_response, with_grant};
 use super::*;
-use crate::model::connection::{Actor, Grant, Lifetimes, SubjectToken, TokenExchange};
+use crate::model::connection::WrittenDefinition;
+use crate::model::connection::{Actor, DefinedIn, Grant, Lifetimes, Revision, SubjectToken, TokenExchange};
 use crate::model::secret::Secret;
 use crate::model::time::WallTime;
 use crate::token::slot::{AtServer, Consent, RevocationOutcome, Revoked, Sharers};
@@ -129,6 +130,39 @@ async fn a_token_without_a_slot_can_be_forgotten_alone() {
     run.engine.token().await.unwrap();
     run.engine.cache.forget_stored(&run.engine.slot.key).await.unwrap();
     assert_eq!((revoked(&run), run.stored().await), (Vec::new(), crate::store::Refresh::None));
+}
+
+/// A connection made over the API, with its revocation endpoint at `host`.
+fn over_the_api(host: &str) -> Arc<Connection> {
+    let mut connection = (*with_grant(Grant::AuthorizationCode)).clone();
+    let (defined_in, json) = (DefinedIn::Api(Revision::random()), "{}".to_owned());
+    connection.written = Arc::new(WrittenDefinition { defined_in, json, lines: Vec::new() });
+    connection.endpoints.revocation = Some(format!("https://{host}/revoke").parse().unwrap());
+    Arc::new(connection)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_revocation_url_changed_over_the_api_gets_no_earlier_token() {
+    for restarts in [false, true] {
+        let disk = Arc::<Disk>::default();
+        let run = start(disk.clone(), over_the_api("as.test"), [token_response("a1", Some("r2"))]);
+        run.import("r1").await.unwrap();
+        let changed = over_the_api("evil.test");
+        if restarts {
+            let run = start(disk, changed, []);
+            let Revoked { refresh_token, access_token } = revoke(&run, None).await;
+            assert!(matches!(&refresh_token, RevocationOutcome::Failed(why) if why.contains("earlier definition")));
+            assert_eq!(access_token, refresh_token);
+            assert_eq!((revoked(&run), run.stored().await), (Vec::new(), crate::store::Refresh::None));
+        } else {
+            let evil = Arc::new(Script::default());
+            let slot = shared(run.engine.cache.ensure(&changed, Box::new(Source(evil.clone()))));
+            let outcome = slot.revoke(within(10 * SECOND, Vec::new()), Instant::now() + 20 * SECOND).await;
+            assert_eq!(outcome, Ok(both(RevocationOutcome::Revoked)));
+            assert_eq!(revoked(&run), ["refresh_token r2", "access_token a1"], "where it was granted");
+            assert!(lock(&evil.revoked).is_empty());
+        }
+    }
 }
 
 fn with_ten_hour_refresh_token() -> Arc<Connection> {

@@ -1,4 +1,4 @@
-//! What a definition over the API must not hold: references, and secrets that would travel elsewhere.
+//! What a definition over the API must not hold, and where its secrets and tokens must not travel.
 
 use serde_json::{Value, json};
 
@@ -58,4 +58,40 @@ async fn a_definition_reaches_no_private_address() {
         assert_ne!(stage.fetch("http://api.test/").await.status, 200);
     }
     assert_eq!(stage.server.count(), before);
+}
+
+#[tokio::test]
+async fn a_changed_revocation_url_gets_no_token_that_was_stored_before() {
+    let stage = Stage::start().await;
+    let mut own = definition("own", "api.test");
+    own["grant"] = json!("authorization_code");
+    own["authorization_url"] = json!("https://as.test/authorize");
+    own["redirect_url"] = json!("https://keybearer.test/oauth/callback");
+    assert_eq!(stage.put(&own).await.status, 201);
+    let given = json!({ "refresh_token": "given" });
+    let imported = stage.call("PUT", "/connections/own/tokens", "", &given).await;
+    assert_eq!(imported.status, 200, "{}", imported.text());
+    let made = stage.get("/connections/own").await;
+    let change = json!({ "revocation_url": "http://other.test/revoke", "client_secret": "bogus" });
+    let changed = stage.call("PATCH", "/connections/own", &if_match(&made), &change).await;
+    assert_eq!(changed.status, 200, "{}", changed.text());
+    let revoked = stage.call("POST", "/connections/own/revoke", "", &json!({})).await;
+    assert_eq!(revoked.json()["refresh_token"]["outcome"], "revoked", "{}", revoked.text());
+    let received = stage.server.received();
+    let hosts: Vec<_> = received.iter().flat_map(|request| request.values("host")).collect();
+    assert!(hosts.iter().all(|host| *host == "as.test"), "{hosts:?}");
+    assert!(received.iter().any(|request| String::from_utf8_lossy(&request.body).contains("token=given")));
+}
+
+#[tokio::test]
+async fn a_failed_token_request_is_logged_without_the_query_of_its_url() {
+    let stage = Stage::start().await;
+    let mut own = definition("own", "api.test");
+    own["token_url"] = json!("http://as.test/token?key=a-k3y-in-the-query");
+    own["token_response"] = json!({ "access_token": "/missing" });
+    assert_eq!(stage.put(&own).await.status, 201);
+    assert_ne!(stage.fetch("http://api.test/").await.status, 200);
+    let logged = stage.sidecar.wait_for_log("token acquisition failed").await;
+    assert!(logged.contains("http://as.test/token"), "{logged}");
+    assert!(!stage.sidecar.log().contains("a-k3y-in-the-query"), "{}", stage.sidecar.log());
 }
