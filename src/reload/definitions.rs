@@ -13,14 +13,16 @@ use crate::config::{self, Edited, Editor, Loaded, Problem, StoredDefinition};
 use crate::model::connection::{Connection, DefinedIn, Revision};
 use crate::model::secret::Secret;
 use crate::model::{Name, StoreKind};
+use crate::snapshot::Snapshot;
 use crate::store::{Catalog, CatalogChange, Definitions, StoreError};
 use crate::telemetry::events::Event;
 
 /// Attempts to change a catalog that other replicas keep replacing.
 const CHANGE_ATTEMPTS: usize = 5;
 
-/// The definitions in the order of their names, of which the validator prefers the first.
-pub fn stored(definitions: &Definitions) -> Vec<StoredDefinition> {
+/// The definitions, of which the validator prefers the first: those that are `in_force` now, then the others, each in
+/// the order of their names. So a definition that collides with one in force never replaces it.
+pub fn stored(definitions: &Definitions, in_force: &BTreeSet<Name>) -> Vec<StoredDefinition> {
     let stored = |(name, revision): (&Name, &Revision)| {
         let text = match definitions.texts.get(name) {
             Some(Ok(text)) => Ok(text.clone()),
@@ -29,7 +31,18 @@ pub fn stored(definitions: &Definitions) -> Vec<StoredDefinition> {
         };
         StoredDefinition { name: name.clone(), revision: *revision, text }
     };
-    definitions.catalog.entries.iter().map(stored).collect()
+    let mut all: Vec<_> = definitions.catalog.entries.iter().map(stored).collect();
+    all.sort_by_key(|definition| !in_force.contains(&definition.name));
+    all
+}
+
+/// The definitions made over the API that `snapshot` has in force.
+pub(super) fn in_force(snapshot: &Snapshot) -> BTreeSet<Name> {
+    let connections = snapshot.connections.iter().map(|bound| of(&bound.connection));
+    connections
+        .filter(|(_, defined_in)| matches!(defined_in, DefinedIn::Api(_)))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// What a change does to the definitions in the store.
@@ -94,8 +107,8 @@ impl Plan {
     }
 
     /// The definitions after the change; those that it puts are last, so that they, not others, are refused.
-    fn after(&self, present: &Definitions) -> Vec<StoredDefinition> {
-        let mut after = stored(present);
+    fn after(&self, present: &Definitions, in_force: &BTreeSet<Name>) -> Vec<StoredDefinition> {
+        let mut after = stored(present, in_force);
         after.retain(|definition| !self.put.contains_key(&definition.name) && !self.remove.contains(&definition.name));
         let put = self.put.iter().map(|(name, (revision, edited))| {
             let (name, text) = (name.clone(), Ok(edited.text.clone()));
@@ -246,12 +259,12 @@ impl Reloader {
             self.wiring.snapshot.load().set_aside.iter().map(|aside| aside.name.clone()).collect();
         let (path, vault, editor, change) =
             (self.path.clone(), self.vault.clone(), self.editor.clone(), change.clone());
-        let present = self.definitions.clone();
+        let (present, in_force) = (self.definitions.clone(), in_force(&self.wiring.snapshot.load()));
         self.watch.record_stamps();
         let planned = self.wiring.parts.tasks.blocking(move || {
             let plan = Plan::new(&change, &present, &editor)?;
             let files = |problems: config::Problems| NotChanged::Files(problems.problems);
-            let loaded = config::load(&path, vault, &plan.after(&present)).map_err(files)?;
+            let loaded = config::load(&path, vault, &plan.after(&present, &in_force)).map_err(files)?;
             plan.check(&loaded, &aside)?;
             Ok((plan, loaded))
         });
@@ -280,4 +293,23 @@ impl Reloader {
 
 fn of(connection: &Connection) -> (&Name, &DefinedIn) {
     (&connection.name, &connection.written.defined_in)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_in_force_precede_others() {
+        let name = |text: &str| Name::parse(text).unwrap();
+        let mut definitions = Definitions::default();
+        for text in ["a", "b", "c", "d"] {
+            definitions.catalog.entries.insert(name(text), Revision::random());
+        }
+        let order = |in_force: BTreeSet<Name>| {
+            stored(&definitions, &in_force).iter().map(|definition| definition.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(order(BTreeSet::new()), ["a", "b", "c", "d"]);
+        assert_eq!(order([name("d"), name("b")].into()), ["b", "d", "a", "c"]);
+    }
 }
