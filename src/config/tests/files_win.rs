@@ -10,7 +10,7 @@ use super::stored::{MAIN, files, merge, stored};
 fn a_stored_route_takes_no_request_of_a_file() {
     let file = |routes: Value| {
         json!({ "connections": [{ "name": "file", "client_id": "id", "token_url": "https://as.test/t", "routes": routes }],
-                "callers": [{ "name": "a", "token": {"sha256": "00".repeat(32)} }, { "name": "b", "token": {"sha256": "11".repeat(32)} }] })
+                "callers": [{ "name": "a", "secret": {"sha256": "00".repeat(32)} }, { "name": "b", "secret": {"sha256": "11".repeat(32)} }] })
     };
     let mount = |mount: &str| json!({ "mount": mount, "upstream": "https://up.test" });
     let with = |mut route: Value, keys: Value| {
