@@ -9,8 +9,10 @@ use super::stored::{MAIN, files, merge, stored};
 #[test]
 fn a_stored_route_takes_no_request_of_a_file() {
     let file = |routes: Value| {
-        json!({ "connections": [{ "name": "file", "client_id": "id", "token_url": "https://as.test/t", "routes": routes }],
-                "callers": [{ "name": "a", "secret": {"sha256": "00".repeat(32)} }, { "name": "b", "secret": {"sha256": "11".repeat(32)} }] })
+        let definition =
+            json!({ "name": "file", "client_id": "id", "token_url": "https://as.test/t", "routes": routes });
+        let caller = |name: &str, digit: &str| json!({ "name": name, "secret": {"sha256": digit.repeat(64)} });
+        json!({ "connections": [definition], "callers": [caller("a", "0"), caller("b", "1")] })
     };
     let mount = |mount: &str| json!({ "mount": mount, "upstream": "https://up.test" });
     let with = |mut route: Value, keys: Value| {
@@ -71,14 +73,11 @@ fn a_stored_route_takes_no_request_of_a_file() {
 #[test]
 fn a_stored_route_decides_on_no_interception_of_a_file() {
     let file = MAIN.replace("host: file.test", "host: \"*.file.test\", path: /v1");
-    let own = |intercept: bool| json!({ "routes": [{"host": "a.file.test", "path": "/v2", "intercept": intercept}] });
-    let loaded = files(&file).with_stored(&[stored("own", own(false))]);
+    let own = || json!({ "routes": [{"host": "a.file.test", "path": "/v2", "intercept": false}] });
+    let loaded = files(&file).with_stored(&[stored("own", own())]);
     let problem = loaded.set_aside[0].problems[0].to_string();
     assert!(problem.contains("`intercept` differs from connections[0].routes[0]"), "{problem}");
     assert!(
-        files(&file.replace("/v1", "/v1, intercept: false"))
-            .with_stored(&[stored("own", own(false))])
-            .set_aside
-            .is_empty()
+        files(&file.replace("/v1", "/v1, intercept: false")).with_stored(&[stored("own", own())]).set_aside.is_empty()
     );
 }
