@@ -3,6 +3,7 @@
 //! `App::build` binds every listener, so that actual addresses are known before anything runs; `App::serve` runs until
 //! shutdown is requested, then drains.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -272,7 +273,8 @@ async fn read_definitions(
     if definitions.catalog.entries.is_empty() {
         return Ok(None);
     }
-    let (path, vault, stored) = (source.path.clone(), opener.clone(), reload::stored_definitions(definitions));
+    let stored = reload::stored_definitions(definitions, &BTreeSet::new());
+    let (path, vault) = (source.path.clone(), opener.clone());
     let loaded = tasks.blocking(move || config::load(&path, vault, &stored)).await;
     // If the files have changed and are no longer valid, the reloader reports it.
     Ok(loaded.and_then(Result::ok))

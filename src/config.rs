@@ -132,7 +132,7 @@ fn assemble(source: &Source, stored: &[StoredDefinition], mut sink: Sink) -> Res
     };
     let mut registry = Registry::new(&surroundings);
     drafts.iter().for_each(|draft| registry.add(draft, &mut sink));
-    let problems = stored::compare(&candidates, &mut registry, &sink);
+    let problems = stored::compare(&candidates, &drafts, &mut registry, &sink);
     drop(registry);
     connection::collect_extra_origins(&mut drafts, &mut sink);
     let needs_person = drafts.iter().any(|draft| draft.connection.as_ref().is_some_and(Connection::needs_person));

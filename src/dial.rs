@@ -46,7 +46,7 @@ pub struct NetworkSettings<'a> {
 /// Resolves and connects; cloned freely.
 #[derive(Debug, Clone)]
 pub struct Dialer {
-    /// Dialers with equal numbers have equal rules, so they can share connections.
+    /// Dialers with equal numbers have equal rules, so they can share connections. Even; odd for [`Dialer::by_port`].
     pub number: usize,
     rules: Arc<Rules>,
     names: Names,
@@ -101,7 +101,7 @@ impl Dialer {
         match previous {
             Some(previous) if *previous.rules == rules => previous.clone(),
             previous => {
-                let number = previous.map_or(1, |previous| previous.number + 1);
+                let number = previous.map_or(0, |previous| previous.number + 2);
                 // The DNS cache does not depend on the rules.
                 let names = previous.map_or_else(|| Names::system(tasks), |previous| previous.names.clone());
                 let parallel_attempts = match previous {
@@ -119,6 +119,19 @@ impl Dialer {
         let policy = policy.permitting_private(host);
         let rules = Arc::new(Rules { hosts, policy, egress_proxy, proxy_policy });
         Dialer { rules, ..self.clone() }
+    }
+
+    /// The same dialer for definitions made over the API: hosts that files name may have private addresses only at the
+    /// ports that files name.
+    pub fn by_port(&self) -> Dialer {
+        let Rules { hosts, policy, egress_proxy, proxy_policy } = (*self.rules).clone();
+        let rules = Rules { hosts, policy: policy.by_port(), egress_proxy, proxy_policy };
+        Dialer { number: self.number + 1, rules: Arc::new(rules), ..self.clone() }
+    }
+
+    /// True if this host may have a private address at `port`.
+    pub fn opens(&self, host: &Host, port: u16) -> bool {
+        self.rules.policy.opens(host, port)
     }
 
     /// The same dialer, for URLs that open no address themselves: connections permit it no private address, and no

@@ -51,6 +51,7 @@ use form::{Fields, field};
 use verdict::Sent;
 
 pub use authorization::DeviceAuthorization;
+use clients::EndpointClients;
 pub use clients::{ClientError, HttpClients};
 pub use failure::{Failure, Outcome, Reason, Refusal};
 pub use openid::{Identity, OpenIdClient, SignInError};
@@ -98,7 +99,7 @@ enum TokenRequestKind {
 /// The OAuth endpoints of one connection.
 pub struct TokenEndpoint {
     connection: Arc<Connection>,
-    http: reqwest::Client,
+    http: EndpointClients,
     /// Resolves names for `http`.
     dialer: Dialer,
     oauth: grant::Client,
@@ -121,7 +122,7 @@ impl fmt::Debug for TokenEndpoint {
 
 impl TokenEndpoint {
     pub fn new(connection: Arc<Connection>, clients: &HttpClients) -> Result<TokenEndpoint, ClientError> {
-        let http = clients.get(&connection.authorization_server, connection.mutual_tls.as_ref())?;
+        let http = clients.of(&connection)?;
         let discovery = clients.discovery(&connection, &http);
         let oauth = grant::client(&connection.client_id, &transport::without_userinfo(&connection.endpoints.server));
         let signer = grant::signer(&connection.grant);
@@ -129,7 +130,7 @@ impl TokenEndpoint {
         let script = connection.script.as_ref().and_then(|source| Script::compile(&source.text).ok());
         Ok(TokenEndpoint {
             http,
-            dialer: clients.dialer.clone(),
+            dialer: clients.dialer_for(&connection.written).clone(),
             oauth,
             discovery,
             credentials: client_auth::credentials(&connection),

@@ -206,7 +206,8 @@ impl Reloader {
             Ok(_) => self.wiring.parts.health.set_definitions_read(),
             Err(error) => tracing::warn!(%error, "definitions in the store not read; keeping the previous ones"),
         }
-        let (path, vault, stored) = (self.path.clone(), self.vault.clone(), definitions::stored(&self.definitions));
+        let stored = definitions::stored(&self.definitions, &definitions::in_force(&self.wiring.snapshot.load()));
+        let (path, vault) = (self.path.clone(), self.vault.clone());
         // Changes from here on trigger another reload.
         self.watch.record_stamps();
         match self.wiring.parts.tasks.blocking(move || config::load(&path, vault, &stored)).await {

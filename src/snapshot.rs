@@ -97,6 +97,8 @@ pub struct BoundRoute {
     /// Header fields that only the proxy sets or removes.
     pub reserved: Arc<[HeaderName]>,
     pub tls: Arc<TlsProfile>,
+    /// Reaches what the connection may reach.
+    pub dialer: Dialer,
 }
 
 /// Credentials that a route strips from requests.
@@ -233,7 +235,8 @@ impl Snapshot {
                     let all = others.iter().map(|(other, _)| of(other)).fold(permitted.clone(), Callers::both);
                     let reserved = reserved(route, stripping.as_ref());
                     let (route, tls) = (route.clone(), tls.clone());
-                    let bound = BoundRoute { connection, route, tokens, stripping, reserved, tls };
+                    let dialer = clients.dialer_for(&connection.written).clone();
+                    let bound = BoundRoute { connection, route, tokens, stripping, reserved, tls, dialer };
                     routes.push((bound.route.clone(), label, all, bound));
                 }
             }

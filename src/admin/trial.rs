@@ -78,6 +78,7 @@ pub struct Trial<'a> {
     method: Method,
     /// The origin that is dialled.
     origin: Origin,
+    connection: &'a Connection,
     route: &'a Route,
     tls: &'a TlsProfile,
 }
@@ -128,7 +129,7 @@ impl<'a> Trial<'a> {
             RouteMatch::Host { port, .. } => route.tls.upstream_origin(*port, &requested),
             RouteMatch::Mount { upstream, .. } => upstream.clone(),
         };
-        Ok(Trial { url, method, origin, route, tls })
+        Ok(Trial { url, method, origin, connection: &bound.connection, route, tls })
     }
 
     pub fn host(&self) -> String {
@@ -250,7 +251,8 @@ impl<'a> Trial<'a> {
 
     async fn send(&self, snapshot: &Snapshot, request: Request<Empty<Bytes>>) -> Result<StatusCode, Problem> {
         let failed = |code, what: String| Problem::new(StatusCode::BAD_GATEWAY, code, what);
-        let stream = snapshot.dialer.connect(&self.origin, &Turn::Own).await;
+        let dialer = snapshot.clients.dialer_for(&self.connection.written);
+        let stream = dialer.connect(&self.origin, &Turn::Own).await;
         let stream = stream.map_err(|error| failed("upstream_unreachable", error.to_string()))?;
         if self.origin.scheme == Scheme::Http {
             return exchange(stream, request).await;

@@ -2,7 +2,7 @@
 //!
 //! `about` reads what describes the connection; `grant`, `client`, `consent`, `params`, `token_format`, `script` and
 //! `profile` read the settings of its tokens; `route`, `header`, `inject` and `strip` those of the requests that get
-//! them. `conflict`, `tunnel` and `extra_origins` work across connections.
+//! them. `conflict`, `precedence`, `tunnel` and `extra_origins` work across connections.
 
 mod about;
 mod client;
@@ -16,6 +16,7 @@ mod header;
 mod inject;
 mod keywords;
 mod params;
+mod precedence;
 mod profile;
 mod route;
 mod script;
@@ -31,6 +32,7 @@ pub use self::conflict::{Registry, Surroundings};
 pub use self::draft::Draft;
 pub use self::extra_origins::{check_injected, collect_extra_origins};
 pub use self::file::{ConnectionFile, MutualTlsFile};
+pub use self::precedence::FileRoutes;
 
 use self::about::About;
 use self::client::{authorization_server, client_auth, mutual_tls};

@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::connection::{Context, Draft, Registry, check_injected, connection, written};
+use super::connection::{Context, Draft, FileRoutes, Registry, check_injected, connection, written};
 use super::reading::{NodeRef, Problem, Problems, Sink, Source, SourceKind};
 use crate::model::Name;
 use crate::model::connection::{Revision, WrittenDefinition};
@@ -106,12 +106,19 @@ pub fn read<'a>(parsed: &'a [Parsed], context: &Context, sink: &Sink) -> (Vec<Ca
     (candidates, set_aside)
 }
 
-/// Compares the definitions with the connections in `registry`, which win, and with each other, where the first wins.
-/// Returns the problems of each.
-pub fn compare<'d>(candidates: &'d [Candidate<'_>], registry: &mut Registry<'d>, sink: &Sink) -> Vec<Vec<Problem>> {
+/// Compares the definitions with the connections of `files`, which are in `registry` and win, and with each other, where
+/// the first wins. Returns the problems of each.
+pub fn compare<'d>(
+    candidates: &'d [Candidate<'_>],
+    files: &[Draft<'_>],
+    registry: &mut Registry<'d>,
+    sink: &Sink,
+) -> Vec<Vec<Problem>> {
+    let routes = FileRoutes::new(files);
     let compared = candidates.iter().map(|candidate| {
         let mut fork = sink.fork();
         registry.add(&candidate.draft, &mut fork);
+        routes.check(&candidate.draft, &mut fork);
         let (problems, _) = outcome(fork);
         if !problems.is_empty() {
             registry.remove(&candidate.draft);

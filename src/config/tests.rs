@@ -6,6 +6,7 @@ mod authorization;
 mod client;
 mod edit;
 mod files;
+mod files_win;
 mod fill;
 mod grants;
 mod interception;

@@ -3,13 +3,14 @@
 //! A private address needs a host that the configuration names, or a network in `egress.allow_private`. Link-local,
 //! metadata, unspecified and multicast addresses and our own listeners need a route that names that exact address. A
 //! literal address in a route or URL is permitted only on that port, and only to requests that name the address
-//! literally. Definitions that were made over the API open no address. An address that embeds others (IPv4-mapped,
+//! literally. Definitions that were made over the API open no address, and reach the private hosts that files name only at
+//! the ports that files name. An address that embeds others (IPv4-mapped,
 //! NAT64, 6to4, Teredo) is judged by each of them, since its packets are sent there.
 
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use ipnet::IpNet;
@@ -33,8 +34,11 @@ pub enum Denied {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct AddressPolicy {
     allow_private: Vec<IpNet>,
-    /// Hosts under `hosts`, and names that appear exactly in a route or in a URL of a connection.
-    named: HashSet<Host>,
+    /// Hosts under `hosts`, and names that appear exactly in a route or in a URL of a connection, with the ports there;
+    /// `None`: all ports.
+    named: HashMap<Host, HashSet<Option<u16>>>,
+    /// A named host may have a private address only at its ports.
+    by_port: bool,
     /// Addresses that a route names literally, with the port; `None`: all ports.
     routed: HashSet<(IpAddr, Option<u16>)>,
     /// Literal addresses in the URLs of connections. They may be private, but not special.
@@ -50,7 +54,7 @@ impl AddressPolicy {
             own_listeners: listeners.iter().map(|listener| listener.address).collect(),
             ..AddressPolicy::default()
         };
-        policy.named.extend(model.hosts.iter().map(|entry| entry.host.clone()));
+        model.hosts.iter().for_each(|entry| policy.name(entry.host.clone(), None));
         model.admin.sign_in.iter().filter_map(|sign_in| sign_in.issuer.parse().ok()).for_each(|url| policy.url(&url));
         for connection in model.connections.iter().filter(|connection| connection.written.opens_addresses()) {
             let endpoints = &connection.endpoints;
@@ -68,22 +72,24 @@ impl AddressPolicy {
         let host = url.host_str().and_then(|host| Host::parse(host).ok());
         match (host, url.port_or_known_default()) {
             (Some(Host::Ip(address)), Some(port)) => self.endpoints.extend([(address.to_canonical(), port)]),
-            (host, _) => self.named.extend(host),
+            (host, port) => host.into_iter().for_each(|host| self.name(host, port)),
         }
+    }
+
+    fn name(&mut self, host: Host, port: Option<u16>) {
+        self.named.entry(host).or_default().insert(port);
     }
 
     fn route(&mut self, route: &Route) {
         let RouteOrigin { pattern, port, tls_only } = route.origin();
+        let port = match port {
+            PortRule::Default => Some(if tls_only { 443 } else { 80 }),
+            PortRule::Stated(port) => Some(port),
+            PortRule::Any => None,
+        };
         match pattern {
-            HostPattern::Exact(Host::Ip(address)) => {
-                let port = match port {
-                    PortRule::Default => Some(if tls_only { 443 } else { 80 }),
-                    PortRule::Stated(port) => Some(port),
-                    PortRule::Any => None,
-                };
-                self.routed.extend([(address.to_canonical(), port)]);
-            }
-            HostPattern::Exact(host) => self.named.extend([host]),
+            HostPattern::Exact(Host::Ip(address)) => self.routed.extend([(address.to_canonical(), port)]),
+            HostPattern::Exact(host) => self.name(host, port),
             HostPattern::Subdomains(_) => {}
         }
     }
@@ -95,15 +101,21 @@ impl AddressPolicy {
 
     /// The same policy, under which `host` may have a private address, at any port.
     pub fn permitting_private(mut self, host: Host) -> AddressPolicy {
-        self.named.insert(host);
+        self.name(host, None);
         self
+    }
+
+    /// The same policy for definitions made over the API: named hosts may have private addresses only at the ports that
+    /// files name.
+    pub fn by_port(&self) -> AddressPolicy {
+        AddressPolicy { by_port: true, ..self.clone() }
     }
 
     /// The same policy without the addresses that connections open: only `hosts` and `allow_private` permit private ones.
     pub fn without_connections<'a>(&self, hosts: impl Iterator<Item = &'a Host>) -> AddressPolicy {
         AddressPolicy {
             allow_private: self.allow_private.clone(),
-            named: hosts.cloned().collect(),
+            named: hosts.map(|host| (host.clone(), HashSet::from([None]))).collect(),
             own_listeners: self.own_listeners.clone(),
             ..AddressPolicy::default()
         }
@@ -111,7 +123,13 @@ impl AddressPolicy {
 
     /// True if the configuration names exactly this host.
     pub fn names(&self, host: &Host) -> bool {
-        self.named.contains(host)
+        self.named.contains_key(host)
+    }
+
+    /// True if this host may have a private address at `port`.
+    pub fn opens(&self, host: &Host, port: u16) -> bool {
+        let ports = self.named.get(host);
+        ports.is_some_and(|ports| !self.by_port || ports.contains(&None) || ports.contains(&Some(port)))
     }
 
     pub fn is_own_listener(&self, address: SocketAddr) -> bool {
@@ -148,7 +166,7 @@ impl AddressPolicy {
         if targets.iter().any(is_special) {
             return Err(Denied::Special);
         }
-        let named = self.named.contains(host) || literal && self.endpoints.contains(&(ip, port));
+        let named = self.opens(host, port) || literal && self.endpoints.contains(&(ip, port));
         let is_allowed = |ip: &IpAddr| !is_private(ip) || self.allow_private.iter().any(|network| network.contains(ip));
         if named || targets.iter().all(is_allowed) { Ok(()) } else { Err(Denied::Private) }
     }

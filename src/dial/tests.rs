@@ -174,6 +174,47 @@ fn only_connections_of_files_open_private_addresses() {
     assert!(public.is_ok(), "public addresses need no permission");
 }
 
+/// Definitions made over the API reach a private host only at the ports that files name.
+#[tokio::test]
+async fn a_dialer_by_port_reaches_private_hosts_only_where_files_name_them() {
+    use std::path::Path;
+
+    let text = "egress: {allow_private: [10.1.0.0/16]}\nhosts: {mapped.internal: 10.0.0.9}\n\
+                connections:\n- {name: own, client_id: id, token_url: \"https://login.internal/t\", revocation_url: \
+                \"https://10.0.0.7/r\", routes: [{host: api.internal}, {host: \"db.internal:8443\"}, \
+                {host: \"all.internal:*\"}, {mount: /m, upstream: \"https://up.internal:9443\"}]}\n";
+    let model = crate::config::load_text(text, Path::new("a.yaml")).unwrap().model;
+    let settings = NetworkSettings { hosts: &model.hosts, policy: AddressPolicy::new(&model, &[]), egress_proxy: None };
+    let names = Names::with_resolver(&Tasks::default(), |name| {
+        let last = if &*name == "allowed.internal" { [10, 1, 0, 1] } else { [10, 0, 0, 1] };
+        Box::pin(async move { Ok(vec![IpAddr::from(last)]) })
+    });
+    let all = Dialer { names, ..Dialer::new(settings, &Tasks::default(), None) };
+    let by_port = all.by_port();
+    assert_ne!(by_port.number, all.number, "the dialers share no connections");
+    for (authority, by_files, by_api) in [
+        ("login.internal", true, true),
+        ("login.internal:22", true, false),
+        ("api.internal", true, true),
+        ("api.internal:8443", true, false),
+        ("db.internal:8443", true, true),
+        ("db.internal", true, false),
+        ("all.internal:5432", true, true),
+        ("up.internal:9443", true, true),
+        ("up.internal", true, false),
+        ("10.0.0.7", true, true),
+        ("10.0.0.7:8443", false, false),
+        ("other.internal", false, false),
+        ("mapped.internal:22", true, true),
+        ("allowed.internal:22", true, true),
+        ("192.0.2.2:22", true, true),
+    ] {
+        let origin = Origin::new(Scheme::Https, Authority::parse(authority).unwrap());
+        assert_eq!(all.permit(&origin, &Turn::Own).await.is_ok(), by_files, "{authority}");
+        assert_eq!(by_port.permit(&origin, &Turn::Own).await.is_ok(), by_api, "{authority}");
+    }
+}
+
 #[tokio::test]
 async fn a_dialer_without_connections_reaches_only_what_hosts_and_networks_permit() {
     use std::path::Path;

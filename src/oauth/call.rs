@@ -124,7 +124,7 @@ impl Call<'_> {
         let redactor = self.redactor(&outgoing);
         let request = self.request(outgoing);
         let span = self.endpoint.tracer.root(&Method::POST, || Clock::system().now().wall);
-        let response = transport::send(&self.endpoint.http, request).await;
+        let response = transport::send(self.endpoint.http.to(&self.url), request).await;
         let connection = &self.endpoint.connection;
         let log_span =
             tracing::warn_span!("token_response", connection = %connection.name, profile = %connection.profile);

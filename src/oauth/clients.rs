@@ -15,7 +15,7 @@ use url::Url;
 use super::discovery::Discovery;
 use crate::dial::Dialer;
 use crate::model::Roots;
-use crate::model::connection::{AuthorizationServer, ClientCertificate, Connection, ServerProxy};
+use crate::model::connection::{AuthorizationServer, ClientCertificate, Connection, ServerProxy, WrittenDefinition};
 use crate::model::origin::Host;
 use crate::sync::lock;
 use crate::telemetry::traces::Tracer;
@@ -30,6 +30,8 @@ const POOL_IDLE_CONNECTIONS_MAX: usize = 8;
 pub struct HttpClients {
     trust: Trust,
     pub dialer: Dialer,
+    /// For definitions made over the API.
+    by_port: Dialer,
     clients: Mutex<Vec<(ClientSettings, reqwest::Client)>>,
     discoveries: Mutex<Discoveries>,
     /// Traces the requests that are sent over these clients.
@@ -55,11 +57,40 @@ struct ClientSettings {
     roots: Option<Roots>,
     certificate: Option<ClientCertificate>,
     proxy: ServerProxy,
+    /// No host has a private address for this client because of one of its ports.
+    closed: bool,
 }
 
 impl ClientSettings {
     fn new(server: &AuthorizationServer, certificate: Option<&ClientCertificate>) -> ClientSettings {
-        ClientSettings { roots: server.trust.clone(), certificate: certificate.cloned(), proxy: server.proxy.clone() }
+        let (roots, certificate, proxy) = (server.trust.clone(), certificate.cloned(), server.proxy.clone());
+        ClientSettings { roots, certificate, proxy, closed: false }
+    }
+}
+
+/// The HTTP clients of one connection's endpoints. An HTTP client resolves names without knowing the port, so a
+/// definition made over the API has two: one for the hosts and ports that files name, and one for all others.
+pub struct EndpointClients {
+    open: reqwest::Client,
+    /// `None`: the connection is defined in a file.
+    closed: Option<Closed>,
+}
+
+struct Closed {
+    client: reqwest::Client,
+    dialer: Dialer,
+    /// The connection's own egress proxy, which is dialled in place of the endpoints.
+    proxy: Option<Url>,
+}
+
+impl EndpointClients {
+    /// The client for requests to `url`.
+    pub fn to(&self, url: &Url) -> &reqwest::Client {
+        let Some(Closed { client, dialer, proxy }) = &self.closed else { return &self.open };
+        let dialled = proxy.as_ref().unwrap_or(url);
+        let host = dialled.host_str().and_then(|host| Host::parse(host).ok());
+        let is_open = host.zip(dialled.port_or_known_default()).is_some_and(|(host, port)| dialer.opens(&host, port));
+        if is_open { &self.open } else { client }
     }
 }
 
@@ -73,7 +104,7 @@ impl fmt::Debug for HttpClients {
 impl HttpClients {
     pub fn new(trust: Trust, dialer: Dialer) -> HttpClients {
         let (clients, discoveries) = (Mutex::default(), Mutex::default());
-        HttpClients { trust, dialer, clients, discoveries, tracer: Tracer::default() }
+        HttpClients { trust, by_port: dialer.by_port(), dialer, clients, discoveries, tracer: Tracer::default() }
     }
 
     /// Clients with the same trust anchors, dialer and tracer that share nothing else with these: for endpoints that are
@@ -82,13 +113,37 @@ impl HttpClients {
         HttpClients { tracer: self.tracer.clone(), ..HttpClients::new(self.trust.clone(), self.dialer.clone()) }
     }
 
+    /// The dialer for the hosts of a definition: what is made over the API reaches less than what a file defines.
+    pub fn dialer_for(&self, written: &WrittenDefinition) -> &Dialer {
+        if written.opens_addresses() { &self.dialer } else { &self.by_port }
+    }
+
+    /// The clients for the endpoints of a connection.
+    pub fn of(&self, connection: &Connection) -> Result<EndpointClients, ClientError> {
+        let settings = ClientSettings::new(&connection.authorization_server, connection.mutual_tls.as_ref());
+        let closed = if connection.written.opens_addresses() {
+            None
+        } else {
+            let proxy = match &settings.proxy {
+                ServerProxy::Own(proxy) => Some(proxy.url.clone()),
+                ServerProxy::Inherit | ServerProxy::Direct => None,
+            };
+            let client = self.shared(ClientSettings { closed: true, ..settings.clone() })?;
+            Some(Closed { client, dialer: self.by_port.clone(), proxy })
+        };
+        Ok(EndpointClients { open: self.shared(settings)?, closed })
+    }
+
     /// The client with these settings; it presents `certificate` to the server.
     pub fn get(
         &self,
         server: &AuthorizationServer,
         certificate: Option<&ClientCertificate>,
     ) -> Result<reqwest::Client, ClientError> {
-        let settings = ClientSettings::new(server, certificate);
+        self.shared(ClientSettings::new(server, certificate))
+    }
+
+    fn shared(&self, settings: ClientSettings) -> Result<reqwest::Client, ClientError> {
         let mut clients = lock(&self.clients);
         if let Some((_, client)) = clients.iter().find(|(existing, _)| *existing == settings) {
             return Ok(client.clone());
@@ -100,11 +155,11 @@ impl HttpClients {
 
     /// A client with the global trust anchors and no egress proxy.
     pub fn standard(&self) -> Result<reqwest::Client, ClientError> {
-        self.build(&ClientSettings { roots: None, certificate: None, proxy: ServerProxy::Direct })
+        self.build(&ClientSettings { roots: None, certificate: None, proxy: ServerProxy::Direct, closed: false })
     }
 
     /// Discovery of the connection's issuer, shared by all connections with the same settings.
-    pub fn discovery(&self, connection: &Connection, http: &reqwest::Client) -> Option<Arc<Discovery>> {
+    pub fn discovery(&self, connection: &Connection, http: &EndpointClients) -> Option<Arc<Discovery>> {
         let issuer = connection.endpoints.issuer.clone()?;
         let (allow_cleartext, mutual_tls) = (connection.endpoints.allow_cleartext, connection.mutual_tls.is_some());
         let may_be_private = connection.written.opens_addresses();
@@ -117,10 +172,12 @@ impl HttpClients {
             return Some(discovery.clone());
         }
         // Metadata may name endpoints at other ports of the issuer's own address.
-        let host = Url::parse(&issuer).ok().and_then(|issuer| Host::parse(issuer.host_str()?).ok());
-        let host = host.filter(|_| may_be_private);
-        let dialer = host.into_iter().fold(self.dialer.clone(), |dialer, host| dialer.permitting_private(host));
-        let discovery = Arc::new(Discovery::new(issuer, http.clone(), dialer, allow_cleartext, mutual_tls));
+        let url = Url::parse(&issuer).ok();
+        let host = url.as_ref().and_then(|url| Host::parse(url.host_str()?).ok()).filter(|_| may_be_private);
+        let dialer = self.dialer_for(&connection.written).clone();
+        let dialer = host.into_iter().fold(dialer, |dialer, host| dialer.permitting_private(host));
+        let http = url.as_ref().map_or(&http.open, |url| http.to(url)).clone();
+        let discovery = Arc::new(Discovery::new(issuer, http, dialer, allow_cleartext, mutual_tls));
         same_key.push((settings, discovery.clone()));
         Some(discovery)
     }
@@ -145,8 +202,9 @@ impl HttpClients {
             proxy.filter(|proxy| proxy.may_be_private).and_then(|proxy| Host::parse(proxy.url.host_str()?).ok());
         // The proxy's own name may resolve to a private address, for this client only: callers cannot reach it that
         // way.
-        let dialer =
-            proxy_host.iter().fold(self.dialer.clone(), |dialer, host| dialer.permitting_private(host.clone()));
+        // Names are resolved at port 0: by port, that is open only for hosts that are open at all ports.
+        let dialer = if settings.closed { self.by_port.clone() } else { self.dialer.clone() };
+        let dialer = proxy_host.into_iter().fold(dialer, |dialer, host| dialer.permitting_private(host));
         let proxied = proxy.filter(|proxy| proxy.url.scheme() == "https");
         let proxied = proxied.and_then(|proxy| Proxied::new(proxy.url.host_str()?, proxy.trust.as_ref()));
         let tls = self.trust.client_config_through(settings.roots.as_ref(), settings.certificate.as_ref(), proxied);

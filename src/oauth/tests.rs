@@ -1,5 +1,6 @@
 //! The OAuth client against a scripted raw HTTP server: bytes on the wire, and broken responses.
 
+mod private;
 mod scripts;
 mod server;
 mod tls;

@@ -280,7 +280,8 @@ impl<'a> Exchange<'a> {
         let Target::Absolute(origin, path) = target else { return Err(ProxyError::NoMount.into()) };
         self.snapshot.egress.permit_unmatched(origin.port).map_err(ProxyError::EgressDenied)?;
         let (tls, protocol) = (self.snapshot.plain.clone(), Protocol::Any);
-        let destination = Destination { origin, tls, server_name: None, protocol };
+        let dialer = self.snapshot.dialer.clone();
+        let destination = Destination { origin, tls, server_name: None, protocol, dialer };
         Ok(Forward { bound: None, destination, path, trailers: false })
     }
 }

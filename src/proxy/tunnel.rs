@@ -34,7 +34,7 @@ use super::io::{Activity, Stream, Watched};
 use super::peer::{Peer, TunnelContext};
 use super::report::{Report, ResponseReport};
 use super::target::{self, Target};
-use super::upstream::Dialled;
+use super::upstream::{Destination, Dialled, Protocol};
 use super::worker::Worker;
 use super::{caller, exchange};
 use crate::gate::Permit;
@@ -152,7 +152,10 @@ async fn admit(
         _ => match check_access(&snapshot, &requested, caller) {
             Ok(()) => {
                 let started = Instant::now();
-                let dialled = worker.pool.dial_tunnel(&snapshot, &requested, &turn).await;
+                let dialer = secure.map_or(&snapshot.dialer, |bound| &bound.dialer).clone();
+                let (origin, tls, protocol) = (requested.clone(), snapshot.plain.clone(), Protocol::Any);
+                let destination = Destination { origin, tls, server_name: None, protocol, dialer };
+                let dialled = worker.pool.dial_tunnel(&snapshot, &destination, &turn).await;
                 report.add_wait(started.elapsed());
                 TlsAction::Relay(dialled?)
             }

@@ -35,7 +35,7 @@ use super::headers::FIELDS_MAX;
 use super::io::Presence;
 use crate::dial::Forwarding;
 use crate::gate::{Permit, Turn};
-use crate::model::origin::{Origin, Scheme};
+use crate::model::origin::Scheme;
 use crate::snapshot::Snapshot;
 use crate::tasks::Tasks;
 use crate::telemetry::metrics::Metrics;
@@ -101,11 +101,11 @@ impl Pool {
         Ok(dead.with_conn(conn))
     }
 
-    /// Dials `origin` without TLS, for a tunnel.
-    pub async fn dial_tunnel(&self, snapshot: &Snapshot, origin: &Origin, turn: &Turn) -> Result<Dialled, Fault> {
+    /// Dials `to` without TLS, for a tunnel.
+    pub async fn dial_tunnel(&self, snapshot: &Snapshot, to: &Destination, turn: &Turn) -> Result<Dialled, Fault> {
         let in_use = self.take_use_permit(snapshot, turn).await?;
         let descriptor = self.take_descriptor(snapshot, turn).await?;
-        match timeout(snapshot.timeouts.connect, snapshot.dialer.connect(origin, turn)).await {
+        match timeout(snapshot.timeouts.connect, to.dialer.connect(&to.origin, turn)).await {
             Ok(result) => Ok(Dialled::new(result.map_err(dial_fault)?, descriptor).holding(in_use)),
             Err(_) => Err(connect_timed_out()),
         }
@@ -113,11 +113,11 @@ impl Pool {
 
     async fn entry(&self, ctx: CheckoutContext<'_>) -> Result<EntryRef, Fault> {
         let CheckoutContext { snapshot, destination, turn, .. } = ctx;
-        let key = destination.key(&snapshot.dialer);
+        let key = destination.key();
         if let Some(entry) = self.connections.find(&key) {
             return Ok(entry);
         }
-        match timeout(snapshot.timeouts.connect, snapshot.dialer.permit(&destination.origin, turn)).await {
+        match timeout(snapshot.timeouts.connect, destination.dialer.permit(&destination.origin, turn)).await {
             Ok(permitted) => permitted.map_err(dial_fault)?,
             Err(_) => return Err(connect_timed_out()),
         }
@@ -211,7 +211,7 @@ impl Pool {
 
     async fn open(&self, ctx: CheckoutContext<'_>, entry: &EntryRef, in_use: Permit) -> Result<Conn, Fault> {
         let CheckoutContext { snapshot, destination, turn, .. } = ctx;
-        let (dialer, origin) = (&snapshot.dialer, &destination.origin);
+        let Destination { dialer, origin, .. } = destination;
         if origin.scheme == Scheme::Http && destination.protocol == Protocol::Any {
             let descriptor = self.take_descriptor(snapshot, turn).await?;
             let (conduit, forwarding) = dialer.connect_for_requests(origin, turn).await.map_err(dial_fault)?;
@@ -247,7 +247,7 @@ impl Pool {
 
     async fn dial(&self, ctx: CheckoutContext<'_>) -> Result<Dialled, Fault> {
         let descriptor = self.take_descriptor(ctx.snapshot, ctx.turn).await?;
-        let conduit = ctx.snapshot.dialer.connect(&ctx.destination.origin, ctx.turn).await.map_err(dial_fault)?;
+        let conduit = ctx.destination.dialer.connect(&ctx.destination.origin, ctx.turn).await.map_err(dial_fault)?;
         Ok(Dialled::new(conduit, descriptor))
     }
 

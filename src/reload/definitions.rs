@@ -13,6 +13,7 @@ use crate::config::{self, Edited, Editor, Loaded, Problem, StoredDefinition};
 use crate::model::connection::{Connection, DefinedIn, Revision};
 use crate::model::secret::Secret;
 use crate::model::{Name, StoreKind};
+use crate::snapshot::Snapshot;
 use crate::store::{Catalog, CatalogChange, Definitions, StoreError};
 use crate::telemetry::events::Event;
 
@@ -23,8 +24,9 @@ const TOTAL_BYTES_MAX: usize = 64 << 20;
 /// Keys that an audit record lists.
 const AUDITED_FIELDS_MAX: usize = 1000;
 
-/// The definitions in the order of their names, of which the validator prefers the first.
-pub fn stored(definitions: &Definitions) -> Vec<StoredDefinition> {
+/// The definitions, of which the validator prefers the first: those that are `in_force` now, then the others, each in
+/// the order of their names. So a definition that collides with one in force never replaces it.
+pub fn stored(definitions: &Definitions, in_force: &BTreeSet<Name>) -> Vec<StoredDefinition> {
     let stored = |(name, revision): (&Name, &Revision)| {
         let text = match definitions.texts.get(name) {
             Some(Ok(text)) => Ok(text.clone()),
@@ -33,7 +35,18 @@ pub fn stored(definitions: &Definitions) -> Vec<StoredDefinition> {
         };
         StoredDefinition { name: name.clone(), revision: *revision, text }
     };
-    definitions.catalog.entries.iter().map(stored).collect()
+    let mut all: Vec<_> = definitions.catalog.entries.iter().map(stored).collect();
+    all.sort_by_key(|definition| !in_force.contains(&definition.name));
+    all
+}
+
+/// The definitions made over the API that `snapshot` has in force.
+pub(super) fn in_force(snapshot: &Snapshot) -> BTreeSet<Name> {
+    let connections = snapshot.connections.iter().map(|bound| of(&bound.connection));
+    connections
+        .filter(|(_, defined_in)| matches!(defined_in, DefinedIn::Api(_)))
+        .map(|(name, _)| name.clone())
+        .collect()
 }
 
 /// What a change does to the definitions in the store.
@@ -98,8 +111,8 @@ impl Plan {
     }
 
     /// The definitions after the change; those that it puts are last, so that they, not others, are refused.
-    fn after(&self, present: &Definitions) -> Vec<StoredDefinition> {
-        let mut after = stored(present);
+    fn after(&self, present: &Definitions, in_force: &BTreeSet<Name>) -> Vec<StoredDefinition> {
+        let mut after = stored(present, in_force);
         after.retain(|definition| !self.put.contains_key(&definition.name) && !self.remove.contains(&definition.name));
         let put = self.put.iter().map(|(name, (revision, edited))| {
             let (name, text) = (name.clone(), Ok(edited.text.clone()));
@@ -278,7 +291,7 @@ impl Reloader {
     async fn plan(&mut self, change: &Arc<Change>) -> Result<(Plan, Loaded), NotChanged> {
         let (path, vault, editor, change) =
             (self.path.clone(), self.vault.clone(), self.editor.clone(), change.clone());
-        let present = self.definitions.clone();
+        let (present, in_force) = (self.definitions.clone(), in_force(&self.wiring.snapshot.load()));
         self.watch.record_stamps();
         let planned = self.wiring.parts.tasks.blocking(move || {
             let plan = Plan::new(&change, &present, &editor)?;
@@ -286,13 +299,13 @@ impl Reloader {
                 let files = |problems: config::Problems| NotChanged::Files(problems.problems);
                 config::load(&path, vault.clone(), stored).map_err(files)
             };
-            let after = plan.after(&present);
+            let after = plan.after(&present, &in_force);
             let bytes = |definition: &StoredDefinition| definition.text.as_ref().map_or(0, |text| text.expose().len());
             if after.iter().map(bytes).sum::<usize>() > TOTAL_BYTES_MAX {
                 return Err(NotChanged::TooLarge("the definitions in a store have at most 64 MiB together"));
             }
             let loaded = load(&after)?;
-            plan.check(&loaded, || load(&stored(&present)))?;
+            plan.check(&loaded, || load(&stored(&present, &in_force)))?;
             Ok((plan, loaded))
         });
         planned.await.unwrap_or_else(|| {
@@ -325,4 +338,23 @@ impl Reloader {
 
 fn of(connection: &Connection) -> (&Name, &DefinedIn) {
     (&connection.name, &connection.written.defined_in)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definitions_in_force_precede_others() {
+        let name = |text: &str| Name::parse(text).unwrap();
+        let mut definitions = Definitions::default();
+        for text in ["a", "b", "c", "d"] {
+            definitions.catalog.entries.insert(name(text), Revision::random());
+        }
+        let order = |in_force: BTreeSet<Name>| {
+            stored(&definitions, &in_force).iter().map(|definition| definition.name.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(order(BTreeSet::new()), ["a", "b", "c", "d"]);
+        assert_eq!(order([name("d"), name("b")].into()), ["b", "d", "a", "c"]);
+    }
 }

@@ -6,7 +6,7 @@ use super::draft::Draft;
 use crate::config::reading::{NodeRef, Sink};
 use crate::model::connection::{HostPattern, PortRule, Route, RouteMatch};
 
-const HTTPS_PORT: u16 = 443;
+pub const HTTPS_PORT: u16 = 443;
 
 /// A route with its connection and its node.
 type Rival<'d> = (&'d Draft<'d>, &'d NodeRef<'d>, &'d Route);

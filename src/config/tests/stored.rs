@@ -10,11 +10,11 @@ use crate::model::Name;
 use crate::model::connection::{DefinedIn, Revision};
 use crate::model::secret::Secret;
 
-const MAIN: &str = "secrets: {crm: {file: s, hosts: [as.test]}}\n\
+pub(super) const MAIN: &str = "secrets: {crm: {file: s, hosts: [as.test]}}\n\
                     mutual_tls_profiles: {partner: {certificate: cert.pem, key: {file: rsa.key}}}\n\
                     connections:\n- {name: file, client_id: id, token_url: \"https://as.test/t\", routes: [{host: file.test}]}\n";
 
-fn files(main: &str) -> Folder {
+pub(super) fn files(main: &str) -> Folder {
     Folder::new(&[
         ("main.yaml", main),
         ("s", "secret"),
@@ -23,7 +23,7 @@ fn files(main: &str) -> Folder {
     ])
 }
 
-fn stored(name: &str, keys: Value) -> StoredDefinition {
+pub(super) fn stored(name: &str, keys: Value) -> StoredDefinition {
     let mut text = json!({ "name": name, "client_id": "id", "token_url": "https://as.test/t" });
     text.as_object_mut().unwrap().extend(keys.as_object().unwrap().clone());
     in_store(name, text.to_string())
@@ -180,7 +180,7 @@ fn companions(path: &str) -> Value {
 }
 
 /// Merges maps; of other values, the second wins.
-fn merge(one: &mut Value, other: Value) {
+pub(super) fn merge(one: &mut Value, other: Value) {
     match (one, other) {
         (Value::Object(one), Value::Object(other)) => {
             other.into_iter().for_each(|(key, value)| merge(one.entry(key).or_insert(Value::Null), value));

@@ -5,7 +5,8 @@ use super::*;
 fn policy() -> AddressPolicy {
     AddressPolicy {
         allow_private: vec!["10.1.0.0/16".parse().unwrap()],
-        named: [Host::parse("named.test").unwrap()].into(),
+        named: [(Host::parse("named.test").unwrap(), [Some(443)].into())].into(),
+        by_port: false,
         routed: [
             ("169.254.1.1".parse().unwrap(), Some(80)),
             ("127.0.0.2".parse().unwrap(), None),

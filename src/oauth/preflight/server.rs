@@ -117,7 +117,7 @@ async fn connect(endpoint: &TokenEndpoint, url: &Url, name: &str) -> Result<(Che
     let _ = root.set_username("");
     let _ = root.set_password(None);
     let request = reqwest::Request::new(Method::HEAD, root);
-    match timeout(STEP_TIMEOUT, endpoint.http.execute(request)).await {
+    match timeout(STEP_TIMEOUT, endpoint.http.to(url).execute(request)).await {
         Err(_) => {
             let detail =
                 format!("{name} accepted no connection or sent no response within {} s", STEP_TIMEOUT.as_secs());

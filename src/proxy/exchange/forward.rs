@@ -58,8 +58,8 @@ impl<'a> Forward<'a> {
             }
             _ => return Err(ProxyError::NoRoute.into()),
         };
-        let (tls, server_name) = (bound.tls.clone(), bound.route.tls.server_name.clone());
-        let destination = Destination { origin, tls, server_name, protocol: Protocol::Any };
+        let (tls, server_name, dialer) = (bound.tls.clone(), bound.route.tls.server_name.clone(), bound.dialer.clone());
+        let destination = Destination { origin, tls, server_name, protocol: Protocol::Any, dialer };
         Ok(Forward { bound: Some(bound), destination, path, trailers: false })
     }
 

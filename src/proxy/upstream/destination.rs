@@ -17,6 +17,7 @@ pub struct Destination {
     /// Replaces the host in SNI and in certificate verification.
     pub server_name: Option<Host>,
     pub protocol: Protocol,
+    pub dialer: Dialer,
 }
 
 /// Protocol that a request needs.
@@ -41,14 +42,14 @@ pub struct Key {
 }
 
 impl Destination {
-    pub fn key(&self, dialer: &Dialer) -> Key {
+    pub fn key(&self) -> Key {
         let tls = if self.origin.scheme == Scheme::Https { self.tls.id } else { 0 };
         let protocol = match (self.origin.scheme, self.protocol) {
             (Scheme::Https, Protocol::Http2) => Protocol::Any,
             (_, protocol) => protocol,
         };
         let (origin, server_name) = (self.origin.clone(), self.server_name.clone());
-        Key { origin, dialer: dialer.number, tls, server_name, protocol }
+        Key { origin, dialer: self.dialer.number, tls, server_name, protocol }
     }
 
     /// The name for SNI and for certificate verification.
@@ -86,19 +87,19 @@ mod tests {
         let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let roots = rustls::RootCertStore::empty();
         let config = Arc::new(builder.unwrap().with_root_certificates(roots).with_no_client_auth());
+        let reach = NetworkSettings { hosts: &[], policy: AddressPolicy::default(), egress_proxy: None };
         Destination {
             origin: Origin::new(scheme, Authority::parse("api.test").unwrap()),
             tls: Arc::new(TlsProfile { id: tls_id, any: config.clone(), http1: config }),
             server_name: server_name.map(|name| Host::parse(name).unwrap()),
             protocol: Protocol::Any,
+            dialer: Dialer::new(reach, &Tasks::default(), None),
         }
     }
 
     #[test]
     fn a_connection_is_shared_only_if_everything_that_its_handshake_checked_is_equal() {
-        let reach = NetworkSettings { hosts: &[], policy: AddressPolicy::default(), egress_proxy: None };
-        let dialer = Dialer::new(reach, &Tasks::default(), None);
-        let key = |scheme, tls, name| destination(scheme, tls, name).key(&dialer);
+        let key = |scheme, tls, name| destination(scheme, tls, name).key();
         let https = |tls, name| key(Scheme::Https, tls, name);
         assert_eq!(https(1, Some("one.test")), https(1, Some("one.test")));
         assert_ne!(
@@ -110,6 +111,8 @@ mod tests {
         assert_ne!(https(1, None), https(2, None), "other roots or another client certificate");
         assert_eq!(key(Scheme::Http, 1, None), key(Scheme::Http, 2, None), "there is no handshake");
         let named = key(Scheme::Https, 1, None);
-        assert_ne!(Key { dialer: named.dialer + 1, ..named.clone() }, named, "another address policy");
+        let mut other = destination(Scheme::Https, 1, None);
+        other.dialer = other.dialer.by_port();
+        assert_ne!(other.key(), named, "another address policy");
     }
 }
