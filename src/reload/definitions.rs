@@ -87,8 +87,11 @@ impl Reloader {
             return Err(NotChanged::ReadOnly { name: None, path: "admin.editing".to_owned() });
         }
         let snapshot = self.wiring.snapshot.load();
-        let files: BTreeMap<&Name, &DefinedIn> =
-            snapshot.connections.iter().map(|bound| (&bound.connection.name, &bound.connection.written.defined_in)).collect();
+        let files: BTreeMap<&Name, &DefinedIn> = snapshot
+            .connections
+            .iter()
+            .map(|bound| (&bound.connection.name, &bound.connection.written.defined_in))
+            .collect();
         for name in change.names() {
             // A stored definition that a file has shadowed may be removed.
             let removes =

@@ -111,7 +111,11 @@ impl Plan {
 
     /// Checks that the definitions of the change are valid, and that it invalidates no other. `before` loads the
     /// configuration without the change.
-    pub fn check(&self, loaded: &Loaded, before: impl FnOnce() -> Result<Loaded, NotChanged>) -> Result<(), NotChanged> {
+    pub fn check(
+        &self,
+        loaded: &Loaded,
+        before: impl FnOnce() -> Result<Loaded, NotChanged>,
+    ) -> Result<(), NotChanged> {
         let (mut refused, mut others) = (self.refused.clone(), Vec::new());
         for set_aside in &loaded.set_aside {
             let name = &set_aside.name;
