@@ -51,8 +51,8 @@ pub const OPERATIONS: &[Operation] = &[
             Input::Header(RequestHeader { is_required: false, ..IF_MATCH }),
             Input::Header(IF_NONE_MATCH),
             Input::Content(&[
-                Content { media_type: JSON[0], schema: openapi::definition, example: example },
-                Content { media_type: YAML[0], schema: openapi::definition, example: example },
+                Content { media_type: JSON[0], schema: openapi::definition, example },
+                Content { media_type: YAML[0], schema: openapi::definition, example },
             ]),
         ],
         responses: &[
