@@ -228,7 +228,7 @@ fn a_patch_changes_what_it_mentions_and_keeps_the_secrets() {
     }));
     let merge = |patch: Value| Editor::new().merge(&crm(), &patch, &before.to_string());
     let unchanged = merge(json!({})).unwrap();
-    assert!(unchanged.is_unchanged && unchanged.text.expose() == before.to_string());
+    assert!(unchanged.is_unchanged && unchanged.text.expose() == before.to_string().as_str());
     assert!(merge(shown(&before.to_string())).unwrap().is_unchanged);
     let edited = merge(json!({ "comments": null, "active": false, "state": "x", "scopes": ["b"] })).unwrap();
     assert_eq!(edited.fields, ["active", "comments", "scopes"]);

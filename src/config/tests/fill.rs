@@ -56,6 +56,7 @@ fn check_refused(text: &str, expected: &[&str]) {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "compares with what the configuration reads")]
 fn references_are_filled_where_the_command_runs() {
     let path = std::env::var("PATH").unwrap();
     check_filled("client_secret: {env: PATH}", json!({ "client_secret": path }));

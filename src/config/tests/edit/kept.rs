@@ -142,10 +142,10 @@ fn a_header_of_a_route_stays_with_its_route() {
     let (a, b) = (route("a.test", &set), route("b.test", &set));
     check(keys.clone(), routes(&[a.clone(), b.clone(), json!({ "host": "c.test" })]), &[]);
     check(keys.clone(), routes(&[a.clone(), route("c.test", &"new".into())]), &[]);
-    check(keys.clone(), routes(&[a.clone()]), &[]);
+    check(keys.clone(), routes(std::slice::from_ref(&a)), &[]);
     let swapped = ["routes[0].set_headers.X: `routes[0].host`", "routes[1].set_headers.X: `routes[1].host`"];
     check(keys.clone(), routes(&[b.clone(), a.clone()]), &swapped);
-    check(keys.clone(), routes(&[b.clone()]), &swapped[..1]);
+    check(keys.clone(), routes(std::slice::from_ref(&b)), &swapped[..1]);
     check(keys.clone(), routes(&[route("evil.test", &set), b.clone()]), &["routes[0].set_headers.X: `routes[0].host`"]);
     for (key, value) in [("path", "/echo"), ("upstream_tls", "false"), ("inject", "none")] {
         let mut changed = a.clone();
