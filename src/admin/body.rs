@@ -12,9 +12,9 @@ use zeroize::Zeroizing;
 use super::problem::{Problem, bad_request};
 
 const BODY_BYTES_MAX: usize = 64 * 1024;
-/// Shortest time for a whole body.
+/// Timeout of a whole body, before the allowance for its size limit.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Slowest pace of a larger body.
+/// Minimum transfer rate: the size limit extends the timeout at this rate.
 const BYTES_PER_SECOND: usize = 1 << 20;
 
 /// Media types, the first of which an error names.

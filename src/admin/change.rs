@@ -119,7 +119,7 @@ pub struct Changed {
 /// Why a change was not made.
 #[derive(Debug)]
 pub enum NotChanged {
-    /// The name is defined in a file, or the configuration forbids editing; `path` names the place.
+    /// The name is defined in a file, or the configuration forbids editing; `path` is that file or key.
     ReadOnly {
         name: Option<Name>,
         path: String,

@@ -1,6 +1,6 @@
 //! `PUT`, `PATCH` and `DELETE connections/{name}`, and `POST connections:apply`: definitions in the store.
 //!
-//! Invariants: only a manager changes a definition, but for `active`, which an operator switches; no response repeats
+//! Invariants: only a manager changes a definition, except that an operator may switch `active`; no response repeats
 //! what a request sent.
 //! Not here: making the change (`reload::definitions`), the text of a changed definition (`config::edit`), conditions of a
 //! change (`precondition`), responses to changes that were not made (`refusal`), tokens of what is removed (`removal`).

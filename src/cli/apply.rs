@@ -15,7 +15,7 @@ use super::instance::{self, Call, CallError, InstanceArguments};
 use super::{MISCONFIGURED, print_problems, refuse, table};
 use crate::config::{FilledDefinitions, Problem, Problems};
 
-/// Timeout of the request; the largest change takes an instance seconds.
+/// Timeout of the request: the largest change takes seconds, revoking what `--prune` removes takes minutes.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(300);
 /// Largest body that the instance accepts.
 const BODY_BYTES_MAX: usize = 32 * 1024 * 1024;

@@ -1,8 +1,8 @@
 //! Changes of definitions over the API: from a body and the definition in force to the text to be stored.
 //!
-//! A definition is shown with `{set: true}` for each secret and with members for its state. In a body, each mask keeps
-//! its secret (`kept`), unless another change would send it elsewhere (`travel`), and those members are dropped: what GET
-//! shows, sent back, changes nothing.
+//! GET shows a mask, `{set: true}`, for each secret, and adds members for the state. In a body, a mask keeps its secret
+//! (`kept`) unless another change could send it elsewhere (`travel`), and the added members are dropped: a GET followed
+//! by a PUT of the same body changes nothing.
 //! Invariants: pure, no I/O; no problem contains a value of the body.
 //! Not here: whether the definition is valid (`stored`); who may change it (`admin`).
 

@@ -4,8 +4,8 @@
 //! metadata, unspecified and multicast addresses and our own listeners need a route that names that exact address. A
 //! literal address in a route or URL is permitted only on that port, and only to requests that name the address
 //! literally. Definitions that were made over the API open no address, and reach the private hosts that files name only at
-//! the ports that files name. An address that embeds others (IPv4-mapped,
-//! NAT64, 6to4, Teredo) is judged by each of them, since its packets are sent there.
+//! the ports that files name. An address that embeds others (IPv4-mapped, NAT64, 6to4, Teredo) is judged by each of
+//! them, since its packets are sent there.
 
 #[cfg(test)]
 mod tests;

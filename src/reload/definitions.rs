@@ -1,7 +1,8 @@
 //! Changes of definitions over the API: read the store anew, plan, load files and definitions, write, put in force.
 //!
-//! Invariants: what is written has passed the validator together with the files and all other definitions; the write
-//! compares the catalog, so a change that another replica has overtaken starts again; a refused change writes nothing.
+//! Invariants: what is written has passed the validator together with the files and all other definitions; the write is
+//! a compare-and-set of the catalog, and a change that loses to another replica starts over; a refused change writes
+//! nothing.
 //! Not here: what a change does to the definitions (`plan`), the text of a changed definition (`config::edit`), the write (`store::definitions`).
 
 mod plan;
@@ -141,7 +142,7 @@ impl Reloader {
         let (differences, restart_required) = match self.apply(loaded) {
             Outcome::Applied { differences, restart_required } => (differences, restart_required),
             Outcome::Unchanged => (Differences::default(), Vec::new()),
-            // Only `apply` itself could fail.
+            // `apply` does not validate, so it returns no `Refused`.
             Outcome::Refused(problems) => return Err(NotChanged::Files(problems.problems)),
             Outcome::Failed(error) => return Err(NotChanged::Failed(error.to_string())),
         };

@@ -112,7 +112,7 @@ pub fn log_outcome(outcome: &Outcome) {
     }
 }
 
-/// Logs the definitions that were not set aside `before`, or for other reasons.
+/// Logs each definition that is newly set aside, or set aside for other reasons than `before`.
 pub fn log_set_aside(before: &[SetAside], now: &[SetAside]) {
     for aside in now.iter().filter(|aside| !before.contains(aside)) {
         for problem in &aside.problems {

@@ -1,7 +1,7 @@
 //! The logos in memory, by URL.
 //!
 //! Invariants: one load per URL runs at a time, in a task of its own, so that a request that ends cancels nothing; a logo
-//! is loaded once per process, unless its memory was needed, and a failure again after [`FAILURE_TTL`]; number, bytes,
+//! is loaded once, unless it was evicted or dropped, and a failure is retried after [`FAILURE_TTL`]; number, bytes,
 //! concurrent loads and their queue are bounded.
 //! Not here: loading (`fetch`, `decode`).
 

@@ -1,6 +1,6 @@
 //! Fetches a logo over https from a public address.
 //!
-//! Invariants: no connection opens an address, wherever it is defined, and a redirect is dialled under the same policy;
+//! Invariants: no connection, not even a file's, opens an address here; redirects are dialled under the same policy;
 //! no credential, cookie or Referer is sent; size and time are bounded. Behind an egress proxy, which resolves names
 //! itself, literal addresses are checked here and names there.
 //! Not here: reading the image (`decode`), remembering it (`cache`).

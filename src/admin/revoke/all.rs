@@ -1,8 +1,8 @@
 //! Revokes and forgets every token of a connection, before its definition is removed.
 //!
-//! Invariants: the whole takes at most [`TOTAL_WAIT`]; a token whose revocation fails, or is not reached in time, is
-//! forgotten all the same, and reported. A grant that another connection also uses is not revoked; one that only profiles
-//! of this connection share is.
+//! Invariants: the whole takes at most [`TOTAL_WAIT`]; a token whose revocation fails or times out is still
+//! forgotten, and reported; one that cannot be forgotten makes the outcome incomplete. A grant that another connection
+//! also uses is not revoked; one that only profiles of this connection share is.
 //! Not here: removing the definition. While it is in force, a request may acquire a new token.
 
 mod issuers;
@@ -36,7 +36,7 @@ const CONCURRENT_TOKENS_MAX: usize = 32;
 const RECORDS_PER_PAGE: usize = 256;
 /// Rounds over all tokens; a later one finds those that a request or another replica has stored in the meantime.
 const ROUNDS_MAX: usize = 3;
-/// Tokens that could not be forgotten, after which the rest is not tried.
+/// Gives up once this many tokens could not be forgotten.
 const FAILURES_MAX: usize = 1000;
 /// Tokens that a report names.
 const LISTED_MAX: usize = 100;

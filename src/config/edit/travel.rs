@@ -137,7 +137,7 @@ fn difference(before: Option<&Value>, after: Option<&Value>, path: String, excep
     }
 }
 
-/// Compares the profiles that do more than request a token for something else.
+/// Compares the profiles with keys other than their name and [`HARMLESS_IN_PROFILES`].
 fn difference_of_profiles(before: Option<&Value>, after: Option<&Value>, path: String) -> Option<String> {
     let (before, after) = match (before, after) {
         (Some(Value::Array(_)) | None, Some(Value::Array(_)) | None) => (redirecting(before), redirecting(after)),

@@ -13,8 +13,8 @@ use crate::store::{Catalog, CatalogChange, Definitions};
 /// Keys that an audit record lists.
 const AUDITED_FIELDS_MAX: usize = 1000;
 
-/// The definitions, of which the validator prefers the first: those that are `in_force` now, then the others, each in
-/// the order of their names. So a definition that collides with one in force never replaces it.
+/// The definitions in validation order; of two that collide, the first wins. Those `in_force` now come first, then the
+/// others, both by name, so that no definition displaces one in force.
 pub fn stored(definitions: &Definitions, in_force: &BTreeSet<Name>) -> Vec<StoredDefinition> {
     let stored = |(name, revision): (&Name, &Revision)| {
         let text = match definitions.texts.get(name) {
@@ -40,7 +40,7 @@ pub fn in_force(snapshot: &Snapshot) -> BTreeSet<Name> {
 #[derive(Default)]
 pub struct Plan {
     put: BTreeMap<Name, (Revision, Edited)>,
-    /// Valid names whose text stays as it is.
+    /// Definitions whose text stays as it is.
     unchanged: BTreeMap<Name, (Revision, Edited)>,
     remove: BTreeSet<Name>,
     /// Problems of bodies that lead to no definition.

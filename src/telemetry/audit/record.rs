@@ -184,7 +184,7 @@ pub struct Change<'a> {
     pub added: &'a [String],
     pub changed: &'a [String],
     pub removed: &'a [String],
-    /// The top-level keys that differ, of a change of one definition over the API.
+    /// The top-level keys that differ after a change over the API; of several definitions, each as `NAME.KEY`.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub fields: &'a [String],
     #[serde(skip_serializing_if = "<[_]>::is_empty")]

@@ -39,7 +39,7 @@ impl Issuers {
     }
 
     /// The definition and the endpoint that revoke a token; those of the default profile if the connection no longer has
-    /// the token's profile. They get no token whose identity is another (`token::acquire::revoke`).
+    /// the token's profile. A token with another identity is not sent there (`token::acquire::revoke`).
     ///
     /// # Errors
     /// Why there is no endpoint.
