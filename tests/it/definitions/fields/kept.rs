@@ -97,7 +97,7 @@ async fn change_each(stage: &Fields, secret: &Secret, rows: &[Row]) -> Vec<Strin
     }
     let mut body = secret.definition.clone();
     set(&mut body, secret.path, json!({ "set": true }));
-    for row in rows.iter().filter(|row| secret.is_tried_with(row.path)) {
+    'rows: for row in rows.iter().filter(|row| secret.is_tried_with(row.path)) {
         for changed in changes(&body, row).iter().filter(|changed| secret.is_kept_in(changed)) {
             let response = stage.replace(changed).await;
             let what = format!("{} kept, {}: {} {}", secret.path, row.path, response.status, response.text());
@@ -114,7 +114,7 @@ async fn change_each(stage: &Fields, secret: &Secret, rows: &[Row]) -> Vec<Strin
                 .or_else(|| Some(shown).filter(|shown| shown.contains(KEPT)));
             if let Some(leaked) = leaked {
                 faults.push(format!("{what}\n{leaked}"));
-                break;
+                break 'rows;
             }
             if ![200, 422].contains(&response.status) {
                 faults.push(what);

@@ -75,7 +75,7 @@ async fn change_each(stage: &Fields, own: &Use, rows: &[Row]) -> Vec<String> {
     if leak(&stage.server.received().split_off(before[0]), own.needle).is_none() {
         faults.push(format!("{} is not sent at all: {shown}", own.path));
     }
-    for row in rows.iter().filter(|row| own.is_tried_with(row)) {
+    'rows: for row in rows.iter().filter(|row| own.is_tried_with(row)) {
         let Some(other) = &row.other else { continue };
         let mut bodies = vec![own.definition.clone(); 3];
         row.set(&mut bodies[0], other.clone());
@@ -97,7 +97,7 @@ async fn change_each(stage: &Fields, own: &Use, rows: &[Row]) -> Vec<String> {
             match (leaked, response.status) {
                 (Some(leaked), _) => {
                     faults.push(format!("{what}\n{leaked}"));
-                    break;
+                    break 'rows;
                 }
                 (None, 200 | 422) => {}
                 (None, _) => faults.push(what),
