@@ -1,7 +1,8 @@
-//! What a manager cannot do with a definition over the API, tried at every key of a connection.
+//! Limits of a manager's definitions, checked at every key of a connection.
 //!
 //! `table` has a row for each key of the schema. `references`: reading files and variables; `kept` and `published`:
-//! moving a secret to another server; `private`: reaching inside the network; `round_trip`: what GET shows, sent back.
+//! moving a secret to another server; `private`: reaching inside the network; `round_trip`: what GET shows, sent back;
+//! `seeds`: keys that describe a connection and limit its use.
 
 mod kept;
 mod private;
@@ -24,19 +25,19 @@ use crate::rig::raw::{self, RawResponse};
 use crate::rig::scripted::{Received, Reply, Scripted};
 use crate::rig::sidecar::Sidecar;
 
-/// An instance whose manager tries something with each key.
+/// An instance, and the servers that its definitions name.
 struct Fields {
     sidecar: Sidecar,
     /// `as.test`
     server: Scripted,
     /// `api.test`
     upstream: Scripted,
-    /// `other.test`, which is to receive nothing that is secret.
+    /// `other.test`, which must never receive a secret.
     other: Scripted,
 }
 
-/// What servers have received of a secret, at most.
-const EXCERPT: usize = 300;
+/// Longest excerpt of a request that leaks a secret, in characters.
+const EXCERPT_CHARS_MAX: usize = 300;
 
 impl Fields {
     /// `top`: further top-level keys. The servers speak plain HTTP.
@@ -73,7 +74,7 @@ impl Fields {
         assert_eq!(removed.status, 200, "{}", removed.text());
     }
 
-    /// Does with the connection what makes it send requests, with a new token. Returns what was shown.
+    /// Makes the connection request a new token and use it. Returns every response.
     async fn exercise(&self) -> String {
         let mut shown = String::new();
         let mut note = |what: &str, response: RawResponse| {
@@ -152,7 +153,11 @@ fn leak(received: &[Received], secret: &str) -> Option<String> {
     let text = |request: &Received| {
         format!("{}\n{}\n{}", request.head, String::from_utf8_lossy(&request.body), basic(request))
     };
-    received.iter().map(text).find(|text| text.contains(secret)).map(|text| text.chars().take(EXCERPT).collect())
+    received
+        .iter()
+        .map(text)
+        .find(|text| text.contains(secret))
+        .map(|text| text.chars().take(EXCERPT_CHARS_MAX).collect())
 }
 
 /// The paths of the problems in a response, with `[]` for each index.

@@ -25,7 +25,7 @@ callers:
 /// Those that need a certificate of this machine, which a definition over the API must not name.
 const WITH_FILES: [&str; 2] = ["entra-certificate.yaml", "servicenow-mutual-tls.yaml"];
 
-/// The top-level keys of an example, and its connections, inactive, so that no server is asked.
+/// The top-level keys of an example, and its connections, inactive, so that they send no request.
 fn parts(text: &str) -> (String, String) {
     let (top, connections) = text.split_once("\nconnections:\n").expect("connections");
     let mut inactive = "connections:\n".to_owned();

@@ -53,7 +53,7 @@ impl Secret {
         Some(Secret { path: row.path, definition, needle })
     }
 
-    /// Harmless keys, and routes next to a secret of the token requests, are tried with one secret alone.
+    /// False for keys that are tried with `client_secret` alone: harmless ones, and routes with a secret of token requests.
     fn is_tried_with(&self, path: &str) -> bool {
         let top = |path: &str| path.split(['.', '[']).next().unwrap_or_default().to_owned();
         let is_separate = HARMLESS.contains(&top(path).as_str()) || top(path) == "routes" && top(self.path) != "routes";
@@ -65,7 +65,7 @@ impl Secret {
     }
 }
 
-/// What is tried with one key: another value, with and without the keys that it needs, and none.
+/// Variants of a body with one key changed: another value, with and without the keys that it needs, and no value.
 fn changes(body: &Value, row: &Row) -> Vec<Value> {
     let mut bodies = Vec::new();
     if let Some(other) = &row.other {
@@ -82,7 +82,7 @@ fn changes(body: &Value, row: &Row) -> Vec<Value> {
     bodies
 }
 
-/// Changes each key while `secret` is kept, and all others are entered again. Returns what went wrong.
+/// Changes each key while `secret` is kept, and all others are entered again. Returns the faults.
 async fn change_each(stage: &Fields, secret: &Secret, rows: &[Row]) -> Vec<String> {
     let before = [stage.server.count(), stage.upstream.count(), stage.other.count()];
     let received = |server: &Scripted, before: usize| server.received().split_off(before);

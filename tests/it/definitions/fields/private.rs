@@ -13,7 +13,7 @@ use crate::rig::scripted::Scripted;
 /// Keys that name a destination and are no URL.
 const HOSTS: [&str; 1] = ["routes[].host"];
 
-/// Servers that the files open no address of.
+/// Servers at addresses that no file opens.
 struct Victims {
     v4: Scripted,
     /// `None` without IPv6.
@@ -60,7 +60,7 @@ fn definition(row: &Row, target: &str) -> Value {
     definition
 }
 
-/// Does everything that makes a connection send requests. Returns what was shown, and whether a server responded.
+/// Runs every operation that sends requests. Returns the responses, and whether a server was reached.
 async fn use_it(stage: &Fields, definition: &Value, target: &str) -> (String, bool) {
     let unsaved = json!({ "definition": definition });
     let mut shown = stage.call("POST", "/connections/own/preflight", &unsaved).await.text();
@@ -83,7 +83,7 @@ async fn use_it(stage: &Fields, definition: &Value, target: &str) -> (String, bo
     (shown, is_reached)
 }
 
-/// The number of definitions that were tried, and what went wrong.
+/// Names each target at each key. Returns the number of definitions, and the faults.
 async fn try_each(stage: &Fields, keys: &[Row]) -> (usize, Vec<String>) {
     let victims = Victims::start().await;
     let (mut tried, mut faults) = (0, Vec::new());
