@@ -14,6 +14,7 @@ use rustls::{ClientConfig, ServerConfig};
 use crate::config::{Loaded, SetAside};
 use crate::dial::Dialer;
 use crate::model::connection::{Connection, Inject, OtherBearer, Route, Stripped, UpstreamTls};
+use crate::model::origin::Origin;
 use crate::model::token::default_profile;
 use crate::model::{Caller, Egress, Limits, LogRequests, Name, Roots, Timeouts};
 use crate::oauth::{HttpClients, OpenIdClient, TokenEndpoint};
@@ -32,6 +33,8 @@ pub struct Snapshot {
     /// Definitions made over the API that are not in force, by name.
     pub set_aside: Vec<SetAside>,
     pub router: Router<BoundRoute>,
+    /// The routes of `set_aside`, which get no token and forward nothing.
+    refused: Router<()>,
     pub callers: CallerTable,
     pub egress: Egress,
     /// Intercepts TLS in tunnels; `None`: TLS is relayed.
@@ -181,6 +184,12 @@ pub struct CallerTable {
 }
 
 impl Snapshot {
+    /// True if a definition that is set aside has a route to this origin. Without that definition, the request would go
+    /// out without a token, and perhaps without TLS.
+    pub fn is_refused(&self, origin: &Origin) -> bool {
+        self.refused.best_route(origin, None).is_some()
+    }
+
     /// `live` returns the slots and endpoint of an active connection's definition.
     pub fn build(
         loaded: &Loaded,
@@ -244,8 +253,14 @@ impl Snapshot {
         }
         let mut set_aside = loaded.set_aside.clone();
         set_aside.sort_by(|one, other| one.name.cmp(&other.name));
+        let refused = set_aside.iter().flat_map(|aside| {
+            let (connection, profile) = (aside.name.clone(), default_profile());
+            let label = Label { connection, profile, bare: true };
+            aside.routes.iter().map(move |route| (route.clone(), label.clone(), Callers::All, ()))
+        });
         Snapshot {
             connections,
+            refused: Router::new(refused),
             set_aside,
             router: Router::new(routes),
             callers,

@@ -128,7 +128,8 @@ pub enum NotChanged {
     NotKept,
     Unknown,
     PreconditionRequired,
-    PreconditionFailed,
+    /// With the reason and the remedy.
+    PreconditionFailed(&'static str),
     /// Problems of the definitions, each with the name of its connection.
     Refused(Vec<(Name, Problem)>),
     /// These definitions would no longer be valid without the ones that the change removes.
@@ -151,7 +152,7 @@ impl NotChanged {
             NotChanged::ReadOnly { .. } => "read only",
             NotChanged::NotKept => "store keeps no definitions",
             NotChanged::Unknown => "unknown",
-            NotChanged::PreconditionRequired | NotChanged::PreconditionFailed => "precondition",
+            NotChanged::PreconditionRequired | NotChanged::PreconditionFailed(_) => "precondition",
             NotChanged::Refused(_) => "invalid",
             NotChanged::InUse(_) => "in use",
             NotChanged::Files(_) => "files invalid",

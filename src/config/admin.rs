@@ -43,8 +43,8 @@ pub struct UserFile {
     /// Unique name, recorded in the log.
     #[schemars(required, extend("examples" = ["ops"]))]
     pub name: Field<shape::Name>,
-    /// viewer: reads. operator: also connects, tests, refreshes and revokes. manager: also reloads and manages stored
-    /// secrets.
+    /// viewer: reads. operator: also connects, tests, refreshes, revokes and switches `active`. manager: also changes
+    /// connections, reloads and manages stored secrets.
     #[schemars(required, extend("examples" = ["operator"]))]
     pub role: Field<shape::OneOf<Role>>,
     /// Token that the user sends as `Authorization: Bearer TOKEN`.

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::connection::{Context, Draft, FileRoutes, Registry, check_injected, connection, written};
 use super::reading::{NodeRef, Problem, Problems, Sink, Source, SourceKind};
 use crate::model::Name;
-use crate::model::connection::{Revision, WrittenDefinition};
+use crate::model::connection::{Revision, Route, WrittenDefinition};
 use crate::model::secret::Secret;
 
 /// One definition as the store holds it.
@@ -29,6 +29,8 @@ pub struct SetAside {
     pub revision: Revision,
     /// `None`: the text does not parse.
     pub written: Option<WrittenDefinition>,
+    /// The valid ones: their hosts are not treated as unmatched.
+    pub routes: Vec<Route>,
     /// Never empty.
     pub problems: Vec<Problem>,
 }
@@ -97,7 +99,8 @@ pub fn read<'a>(parsed: &'a [Parsed], context: &Context, sink: &Sink) -> (Vec<Ca
         let (problems, warnings) = outcome(fork);
         let root = source.as_ref().and_then(Source::root);
         let written = root.map(|root| written(&root, &context.shapes));
-        let aside = SetAside { name: name.clone(), revision: *revision, written, problems };
+        let routes = draft.iter().flat_map(|draft| &draft.routes).map(|(_, route)| route.clone()).collect();
+        let aside = SetAside { name: name.clone(), revision: *revision, written, routes, problems };
         match draft.filter(|draft| aside.problems.is_empty() && draft.connection.is_some()) {
             Some(draft) => candidates.push(Candidate { draft, aside, warnings }),
             None => set_aside.push(aside),

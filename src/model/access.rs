@@ -73,9 +73,9 @@ pub struct User {
 pub enum Role {
     /// Reads.
     Viewer,
-    /// Also tests and refreshes.
+    /// Also connects, tests, refreshes, revokes, and switches `active`.
     Operator,
-    /// Also reloads.
+    /// Also changes connections, reloads, and manages stored secrets.
     Manager,
 }
 

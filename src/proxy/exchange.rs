@@ -278,6 +278,9 @@ impl<'a> Exchange<'a> {
     /// Forwards to a host that no route names, if egress permits it.
     fn unmatched(&self, target: Target) -> Result<Forward<'a>, Fault> {
         let Target::Absolute(origin, path) = target else { return Err(ProxyError::NoMount.into()) };
+        if self.snapshot.is_refused(&origin) {
+            return Err(ProxyError::NoRoute.into());
+        }
         self.snapshot.egress.permit_unmatched(origin.port).map_err(ProxyError::EgressDenied)?;
         let (tls, protocol) = (self.snapshot.plain.clone(), Protocol::Any);
         let dialer = self.snapshot.dialer.clone();

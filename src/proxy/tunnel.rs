@@ -139,6 +139,9 @@ async fn admit(
     let (secure, plain) = (named(Scheme::Https), named(Scheme::Http));
     let matched = secure.or(plain).is_some();
     if !matched {
+        if snapshot.is_refused(&origin(Scheme::Https)) {
+            return Err(ProxyError::NoRoute.into());
+        }
         snapshot.egress.permit_unmatched(port).map_err(ProxyError::EgressDenied)?;
     }
     let turn = peer.arrival.from.turn(caller.and_then(|id| snapshot.callers.name(id)));

@@ -33,8 +33,7 @@ pub fn refusal(reason: NotChanged) -> Problem {
             let detail = "the connection exists; send `If-Match` with the ETag of `GET connections/{name}`";
             Problem::new(StatusCode::PRECONDITION_REQUIRED, "precondition_required", detail)
         }
-        NotChanged::PreconditionFailed => {
-            let detail = "the connection has changed since it was read, or does not exist; read it again";
+        NotChanged::PreconditionFailed(detail) => {
             Problem::new(StatusCode::PRECONDITION_FAILED, "precondition_failed", detail)
         }
         NotChanged::Refused(problems) => {

@@ -53,7 +53,9 @@ impl Change<'_> {
         let (defaults_before, defaults_after) = (self.defaults(self.before), self.defaults(self.after));
         let keys: BTreeSet<&String> =
             [self.before, self.after, self.defaults].into_iter().flat_map(Map::keys).collect();
-        let changed = keys.into_iter().filter(|key| *key != secret).filter_map(|key| {
+        // The validator rejects unknown keys, with a better hint.
+        let known = keys.into_iter().filter(|key| *key != secret && self.shape.key(key).is_some());
+        let changed = known.filter_map(|key| {
             let (before, after) = (value(self.before, &defaults_before, key), value(self.after, &defaults_after, key));
             let path = join("", key);
             match Effect::of(key, secret) {

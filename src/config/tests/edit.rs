@@ -221,6 +221,14 @@ fn problems_of_the_stored_text_are_at_their_path_in_the_body() {
 }
 
 #[test]
+fn an_unknown_key_is_left_to_the_validator() {
+    let before = present(json!({ "client_secret": "hunter2" }));
+    let edited = Editor::new().merge(&crm(), &json!({ "coments": "x" }), &before.to_string()).unwrap();
+    assert_eq!(edited.fields, ["coments"]);
+    assert!(edited.text.expose().contains("hunter2"));
+}
+
+#[test]
 fn a_patch_changes_what_it_mentions_and_keeps_the_secrets() {
     let before = present(json!({
         "client_secret": "hunter2", "comments": "old", "scopes": ["a"], "pkce": {"method": "S256"},

@@ -189,14 +189,22 @@ fn text<'a>(present: &'a Definitions, name: &Name) -> Option<&'a str> {
 
 /// Checks the precondition against the revision in the store.
 fn check(precondition: &Precondition, present: Option<Revision>) -> Result<(), NotChanged> {
-    let holds = match precondition {
-        Precondition::Unconditional => true,
-        Precondition::Absent if present.is_some() => return Err(NotChanged::PreconditionRequired),
-        Precondition::Absent | Precondition::New => present.is_none(),
-        Precondition::Existing => present.is_some(),
-        Precondition::Revisions(revisions) => present.is_some_and(|present| revisions.contains(&present)),
-    };
-    if holds { Ok(()) } else { Err(NotChanged::PreconditionFailed) }
+    const EXISTS: NotChanged =
+        NotChanged::PreconditionFailed("the connection exists; omit `If-None-Match` to change it");
+    const ABSENT: NotChanged =
+        NotChanged::PreconditionFailed("no connection of this name was made over the API; omit `If-Match`");
+    const CHANGED: NotChanged =
+        NotChanged::PreconditionFailed("the connection has changed since it was read; read it again");
+    match (precondition, present) {
+        (Precondition::Unconditional, _)
+        | (Precondition::Absent | Precondition::New, None)
+        | (Precondition::Existing, Some(_)) => Ok(()),
+        (Precondition::Absent, Some(_)) => Err(NotChanged::PreconditionRequired),
+        (Precondition::New, Some(_)) => Err(EXISTS),
+        (Precondition::Existing | Precondition::Revisions(_), None) => Err(ABSENT),
+        (Precondition::Revisions(revisions), Some(present)) if revisions.contains(&present) => Ok(()),
+        (Precondition::Revisions(_), Some(_)) => Err(CHANGED),
+    }
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{JSON, Stage, code, definition, if_match};
 use crate::rig::manager::{MANAGER, call_as};
+use crate::rig::raw;
 
 #[tokio::test]
 async fn what_a_file_defines_is_read_only() {
@@ -117,4 +118,34 @@ async fn a_connection_that_another_injects_is_not_removed() {
     assert_eq!(removed.json()["problems"][0]["connection"], json!("user"));
     let yaml = call_as(MANAGER, stage.sidecar.admin(), ("GET", "/connections?format=yaml"), JSON, "").await;
     assert!(yaml.text().starts_with("connections:\n- name: own\n"), "{}", yaml.text());
+}
+
+#[tokio::test]
+async fn requests_to_the_hosts_of_a_definition_that_is_set_aside_are_refused() {
+    const PUBLISHED: &str = "secrets: {pub: {env: PATH, hosts: [as.test]}}\n";
+    let stage = Stage::with(&format!("admin: {{USERS}}\n{PUBLISHED}")).await;
+    let own = json!({
+        "name": "own", "client_id": "id", "client_secret": {"use": "pub"}, "token_url": "https://as.test/token",
+        "routes": [{"host": "api.test"}],
+    });
+    let made = stage.put(&own).await;
+    assert_eq!(made.status, 201, "{}", made.text());
+    let path = stage.sidecar.dir.path().join("keybearer.yaml");
+    let without = fs::read_to_string(&path).expect("the configuration").replace(PUBLISHED, "");
+    fs::write(&path, without).expect("the configuration");
+    stage.sidecar.wait_for_log("definition in the store set aside").await;
+    let end = Instant::now() + Duration::from_secs(10);
+    while stage.get("/connections/own").await.json()["state"] != json!("misconfigured") {
+        assert!(Instant::now() < end, "{}", stage.sidecar.log());
+        sleep(Duration::from_millis(20)).await;
+    }
+    let before = stage.upstream.count();
+    let response = stage.fetch("http://api.test/x").await;
+    assert_eq!((response.status, response.code()), (403, "no_route"), "{}", response.text());
+    let connect = b"CONNECT api.test:443 HTTP/1.1\r\nHost: api.test:443\r\n\r\n";
+    let response = raw::send(stage.sidecar.proxy(), connect).await;
+    assert_eq!((response.status, response.code()), (403, "no_route"), "{}", response.text());
+    assert_eq!(stage.upstream.count(), before);
+    // Other hosts are as before.
+    assert_eq!(stage.fetch("http://two.test/x").await.status, 200);
 }

@@ -13,7 +13,7 @@ use crate::rig::manager::{MANAGER, call_as};
 use crate::rig::raw::RawResponse;
 use crate::rig::redis::Redis;
 use crate::rig::scripted::Scripted;
-use crate::rig::sidecar::Sidecar;
+use crate::rig::sidecar::{Sidecar, duration_factor};
 
 /// What a change takes to be in force on all replicas.
 const ANNOUNCED: Duration = Duration::from_secs(1);
@@ -143,8 +143,6 @@ async fn a_replica_that_starts_without_the_store_becomes_ready_with_its_definiti
     wait_until_status(&late, "http://api.test/", 200, Duration::from_secs(5)).await;
 }
 
-const KILLS: usize = 25;
-
 /// A definition whose parts tell the round that made it.
 fn of_round(round: usize) -> Value {
     let mut own = definition("own", "api.test");
@@ -156,7 +154,7 @@ fn of_round(round: usize) -> Value {
 }
 
 /// Kills a process at random moments of a save. The definition in force is the old or the new one as a whole.
-async fn killed_while_saving(store: &str) {
+async fn killed_while_saving(store: &str, kills: u32) {
     let (server, upstream) = (Scripted::tokens(3600).await, Scripted::upstream().await);
     let text = config(&server, &upstream, &format!("admin: {{USERS}}\n{store}"));
     let mut sidecar = Sidecar::start(&text).await;
@@ -166,7 +164,7 @@ async fn killed_while_saving(store: &str) {
     let made = call_as(MANAGER, sidecar.admin(), ("PUT", "/connections/own"), &lines, &body).await;
     assert_eq!(made.status, 201, "{}", made.text());
     let (a_save, mut last) = (begin.elapsed(), 0);
-    for round in 1..=KILLS {
+    for round in 1..=(kills * duration_factor()) as usize {
         let saving = tokio::spawn(save(sidecar.admin(), round));
         sleep(a_save.mul_f64(1.5 * fastrand::f64())).await;
         let (dir, addresses, _) = sidecar.crash().await;
@@ -213,11 +211,12 @@ async fn save(admin: std::net::SocketAddr, round: usize) -> bool {
 
 #[tokio::test]
 async fn a_kill_while_saving_leaves_one_definition_with_its_own_secret_in_the_file() {
-    killed_while_saving("").await;
+    killed_while_saving("", 25).await;
 }
 
 #[tokio::test]
 async fn a_kill_while_saving_leaves_one_definition_with_its_own_secret_in_redis() {
     let redis = Redis::start().await;
-    killed_while_saving(&store(redis.port)).await;
+    // A new process waits for the leases of the killed one.
+    killed_while_saving(&store(redis.port), 12).await;
 }
