@@ -286,6 +286,25 @@ fn the_future_of_a_request_is_send() {
     check(endpoint.first_grant(TokenRequestContext::default()));
 }
 
+/// A definition of a file or of the API whose server is reached at `url`: as its token URL, its issuer or its proxy.
+fn reaching(key: &str, url: Url, is_file: bool) -> Connection {
+    let mut definition = connection("http://192.0.2.1/token", body_auth(), None);
+    let defined_in = if is_file { definition.written.defined_in.clone() } else { DefinedIn::Api(Revision::random()) };
+    definition.written = Arc::new(WrittenDefinition { defined_in, json: String::new(), lines: Vec::new() });
+    match key {
+        "token" => definition.endpoints = Endpoints::of_token_url(url),
+        "proxy" => {
+            let proxy = ForwardProxy { url, credentials: None, trust: None, may_be_private: is_file };
+            definition.authorization_server.proxy = ServerProxy::Own(proxy);
+        }
+        _ => {
+            definition.endpoints.token = None;
+            definition.endpoints.issuer = Some(url.to_string());
+        }
+    }
+    definition
+}
+
 /// Only files open private addresses, whether a definition names them literally or by a name.
 #[tokio::test]
 async fn no_url_of_a_definition_made_over_the_api_has_a_private_address() {
@@ -297,21 +316,7 @@ async fn no_url_of_a_definition_made_over_the_api_has_a_private_address() {
         {
             let server = Server::start(vec![reply("400 Bad Request", "{}")], None).await;
             let url: Url = format!("http://{name}:{}", server.port).parse().unwrap();
-            let mut definition = connection("http://192.0.2.1/token", body_auth(), None);
-            let defined_in =
-                if is_file { definition.written.defined_in.clone() } else { DefinedIn::Api(Revision::random()) };
-            definition.written = Arc::new(WrittenDefinition { defined_in, json: String::new(), lines: Vec::new() });
-            match key {
-                "token" => definition.endpoints = Endpoints::of_token_url(url),
-                "proxy" => {
-                    let proxy = ForwardProxy { url, credentials: None, trust: None, may_be_private: is_file };
-                    definition.authorization_server.proxy = ServerProxy::Own(proxy);
-                }
-                _ => {
-                    definition.endpoints.token = None;
-                    definition.endpoints.issuer = Some(url.to_string());
-                }
-            }
+            let definition = reaching(key, url, is_file);
             let settings = NetworkSettings { hosts: &hosts, policy: AddressPolicy::default(), egress_proxy: None };
             let dialer = Dialer::new(settings, &Tasks::default(), None);
             let clients = HttpClients::new(Trust::new(&Roots::from([])), dialer);

@@ -17,21 +17,7 @@ async fn a_file_opens_its_hosts_to_the_api_only_at_its_ports() {
                  \"localhost:{port}\", upstream_tls: false}}]}}]"
             );
             let model = crate::config::load_text(&file, std::path::Path::new("a.yaml")).unwrap().model;
-            let mut definition = connection("http://192.0.2.1/token", body_auth(), None);
-            let defined_in =
-                if is_file { definition.written.defined_in.clone() } else { DefinedIn::Api(Revision::random()) };
-            definition.written = Arc::new(WrittenDefinition { defined_in, json: String::new(), lines: Vec::new() });
-            match key {
-                "token" => definition.endpoints = Endpoints::of_token_url(url),
-                "proxy" => {
-                    let proxy = ForwardProxy { url, credentials: None, trust: None, may_be_private: is_file };
-                    definition.authorization_server.proxy = ServerProxy::Own(proxy);
-                }
-                _ => {
-                    definition.endpoints.token = None;
-                    definition.endpoints.issuer = Some(url.to_string());
-                }
-            }
+            let definition = reaching(key, url, is_file);
             let policy = AddressPolicy::new(&model, &[]);
             let settings = NetworkSettings { hosts: &[], policy, egress_proxy: None };
             let dialer = Dialer::new(settings, &Tasks::default(), None);

@@ -1,6 +1,6 @@
 //! Kills a process that changes definitions, and checks what it left behind.
 //!
-//! The process is this test binary with one ignored test, which calls [`change_until_killed`].
+//! The process is this test binary with the calling test alone, which then calls [`change_until_killed`].
 
 use std::process::Stdio;
 
@@ -33,7 +33,7 @@ pub fn store_to_change() -> Option<String> {
 }
 
 /// Replaces every definition again and again, and prints the generation of each change that is in force.
-pub async fn change_until_killed(store: &dyn DefinitionStore) {
+pub async fn change_until_killed(store: &dyn DefinitionStore) -> ! {
     loop {
         let over = store.catalog().await.expect("a catalog");
         let number = over.generation + 1;
@@ -55,12 +55,12 @@ fn names(number: u64) -> impl Iterator<Item = Name> {
     })
 }
 
-/// Starts the ignored test `child` with this store, and kills it at a random moment. Returns the generation that it
-/// printed last.
-pub async fn kill_while_changing(child: &str, store: &str) -> u64 {
+/// Starts `test`, the calling test, as a process that changes this store, and kills it at a random moment. Returns the
+/// generation that it printed last.
+pub async fn kill_while_changing(test: &str, store: &str) -> u64 {
     let program = std::env::current_exe().expect("the path of this program");
     let mut command = Command::new(program);
-    command.args(["--exact", child, "--ignored", "--nocapture"]).env(STORE_AT, store);
+    command.args(["--exact", test, "--nocapture"]).env(STORE_AT, store);
     let mut child = command.stdout(Stdio::piped()).kill_on_drop(true).spawn().expect("it starts");
     let mut output = BufReader::new(child.stdout.take().expect("a pipe"));
     let mut text = String::new();

@@ -18,24 +18,21 @@ async fn many_definitions_are_changed_at_once() {
 
 #[tokio::test]
 async fn a_kill_leaves_the_old_or_the_new_definitions_and_never_both() {
+    const TEST: &str =
+        "store::embedded::tests::definitions::a_kill_leaves_the_old_or_the_new_definitions_and_never_both";
+    if let Some(path) = crash::store_to_change() {
+        crash::change_until_killed(&open_at(Path::new(&path), ring(1, &[])).unwrap()).await;
+    }
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("tokens.redb");
     let mut unacknowledged = 0;
     for _ in 0..crash::rounds() {
-        let child = "store::embedded::tests::definitions::changes_definitions_until_killed";
-        let acknowledged = crash::kill_while_changing(child, path.to_str().unwrap()).await;
+        let acknowledged = crash::kill_while_changing(TEST, path.to_str().unwrap()).await;
         let store = open_at(&path, ring(1, &[])).unwrap();
         unacknowledged += u32::from(crash::assert_one_change_in_force(&store, acknowledged).await);
         assert_eq!(Records::count(&store).unwrap(), store.catalog().await.unwrap().entries.len() as u64);
     }
     println!("{} kills, {unacknowledged} of them just before a change was acknowledged", crash::rounds());
-}
-
-#[tokio::test]
-#[ignore = "runs as a child of a_kill_leaves_the_old_or_the_new_definitions_and_never_both"]
-async fn changes_definitions_until_killed() {
-    let Some(path) = crash::store_to_change() else { return };
-    crash::change_until_killed(&open_at(Path::new(&path), ring(1, &[])).unwrap()).await;
 }
 
 #[tokio::test]

@@ -40,11 +40,16 @@ async fn many_definitions_are_changed_at_once() {
 
 #[tokio::test]
 async fn a_kill_leaves_the_old_or_the_new_definitions_and_never_both() {
+    const TEST: &str = "store::redis::tests::definitions::a_kill_leaves_the_old_or_the_new_definitions_and_never_both";
+    if let Some(port) = crash::store_to_change() {
+        let (port, key) = (port.parse().expect("a port"), Keyring::new(&SealKey::new([1; 32]), &[]).expect("a key"));
+        let (store, _tasks) = open_as(port, RedisKind::Server, key);
+        crash::change_until_killed(&store).await;
+    }
     let redis = Redis::start().await;
     let (mut unacknowledged, mut left) = (0, 0);
     for _ in 0..crash::rounds() {
-        let child = "store::redis::tests::definitions::changes_definitions_until_killed";
-        let acknowledged = crash::kill_while_changing(child, &redis.port.to_string()).await;
+        let acknowledged = crash::kill_while_changing(TEST, &redis.port.to_string()).await;
         let (store, _tasks) = open(&redis, 1);
         unacknowledged += u32::from(crash::assert_one_change_in_force(&store, acknowledged).await);
         let pending = count(&redis, "ZCARD", PENDING).await;
@@ -64,14 +69,6 @@ async fn a_kill_leaves_the_old_or_the_new_definitions_and_never_both() {
     }
     let named = store.catalog().await.expect("a catalog").entries.len();
     assert_eq!(count(&redis, "HLEN", REVISIONS).await, named, "the next writers have removed what was abandoned");
-}
-
-#[tokio::test]
-#[ignore = "runs as a child of a_kill_leaves_the_old_or_the_new_definitions_and_never_both"]
-async fn changes_definitions_until_killed() {
-    let Some(port) = crash::store_to_change().and_then(|text| text.parse().ok()) else { return };
-    let (store, _tasks) = open_as(port, RedisKind::Server, Keyring::new(&SealKey::new([1; 32]), &[]).expect("a key"));
-    crash::change_until_killed(&store).await;
 }
 
 #[tokio::test]
